@@ -1,0 +1,17 @@
+"""The errors that a person who uses fairtune can mend; everything else is a bug and keeps its traceback."""
+
+
+class FairtuneError(Exception):
+    """Base of all errors that the command line shows as one line."""
+
+    exit_code = 2
+
+
+class InputError(FairtuneError, ValueError):
+    """Something the user gave is wrong: the message says what, where, and what to do."""
+
+
+class GateRefusedError(FairtuneError):
+    """A model did not pass the promotion gate, or a limit was broken."""
+
+    exit_code = 3
