@@ -1,0 +1,37 @@
+"""What all tests share: the data that is there only on some machines, and a cache of their own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def _beside(folder: str) -> Path:
+    root = Path(os.environ.get("FAIRTUNE_TEST_DATA", REPOSITORY.parent / "shared"))
+    path = root / folder
+    if not path.is_dir():
+        pytest.skip(f"no {folder!r} folder in {root} (set FAIRTUNE_TEST_DATA to a folder that has it)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data sets: `ham10000/`, `fitzpatrick17k/`."""
+    return _beside("data")
+
+
+@pytest.fixture(scope="session")
+def shared_golden() -> Path:
+    """Figures of the published method."""
+    return _beside("golden")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every test's decoded images out of the user's cache, and share them between tests."""
+    cache = tmp_path_factory.getbasetemp() / "fairtune-cache"
+    monkeypatch.setenv("FAIRTUNE_CACHE", os.environ.get("FAIRTUNE_TEST_CACHE", str(cache)))
