@@ -1,0 +1,71 @@
+"""What a masked fine-tune does, as one frozen value."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Augment(BaseModel):
+    """Random changes to the training images; validation and test images are never changed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    crop_scale: tuple[Fraction, Fraction] = Field(
+        (0.6, 1.0),
+        description="Share of the image's area that a random crop keeps. Lower it when the model "
+        "memorises; raise it when the object fills the image.",
+    )
+    crop_ratio: tuple[float, float] = Field(
+        (3 / 4, 4 / 3), description="Width over height of the random crop."
+    )
+    horizontal_flip: Fraction = Field(
+        0.5, description="Chance of a mirror image. 0 where left and right mean something."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Augment:
+        for name, (low, high) in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be 0 < low <= high, not {low}, {high}")
+        return self
+
+
+class Recipe(BaseModel):
+    """Hyperparameters of one fine-tune. The mask is not among them: the model brings it along."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(
+        5, ge=1, description="Passes over the training split. Raise it while validation improves."
+    )
+    batch_size: int = Field(64, ge=2, description="Images an optimiser step sees.")
+    eval_batch_size: int = Field(256, ge=1, description="Images a forward pass without gradients sees.")
+    learning_rate: float = Field(
+        1e-3, gt=0, description="Peak learning rate; a search draws its own, except for the known masks."
+    )
+    optimizer: str = Field("adamw", description="Any optimiser name that timm knows.")
+    weight_decay: float = Field(
+        0.01, ge=0, description="Decay of weight matrices; biases and norms never decay."
+    )
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="Learning-rate factor from one layer to the one before it."
+    )
+    schedule: str = Field("cosine", description="Any scheduler name that timm knows.")
+    warmup: Fraction = Field(0.1, description="Share of all steps over which the learning rate rises.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Mass moved to the other classes.")
+    class_weights: Literal["balanced", "none"] | tuple[float, ...] = Field(
+        "balanced",
+        description="Loss weight of each class: `balanced` = inverse to its training frequency.",
+    )
+    clip_gradient: float | None = Field(None, gt=0, description="Largest norm of a gradient.")
+    augment: Augment = Augment()
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="`auto` = bf16 where the processor or GPU computes it natively."
+    )
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Images in memory at once; gradients add up to `batch_size`."
+    )
