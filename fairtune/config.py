@@ -1,0 +1,192 @@
+"""The configuration: typed, frozen, from YAML and ``-o key=value``; unknown keys are errors."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fairtune.errors import InputError
+from fairtune.search.settings import SearchSettings
+from fairtune.training.recipe import Recipe
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Section):
+    """Which images, and which sensitive attributes."""
+
+    name: str = Field(description="A data set that `fairtune prepare --help` lists.")
+    options: dict[str, Any] = Field({}, description="The data set's own options.")
+    attributes: tuple[str, ...] = Field(
+        min_length=1,
+        description="Sensitive attributes to judge by; `a*b` is the intersection of two.",
+    )
+    image_size: int = Field(224, ge=8, description="Side of the images the model sees, in pixels.")
+    store_size: int | None = Field(
+        None,
+        ge=8,
+        description="Side of the stored images; larger than `image_size` keeps detail for crops.",
+    )
+    on_bad_image: Literal["fail", "skip"] = Field("fail", description="What an unreadable image does.")
+
+
+class ModelConfig(_Section):
+    """Which model, and where its weights come from."""
+
+    architecture: str = Field(description="Any timm model that is a ViT or has stages.")
+    options: dict[str, Any] = Field({}, description="Keyword arguments of timm.create_model.")
+    weights: str = Field(
+        "pretrained",
+        description="`pretrained` (the hub), `demo`, `efficientnet_lite0`, `none` or a .safetensors file.",
+    )
+
+
+class RegisterConfig(_Section):
+    """Where the winner goes."""
+
+    name: str | None = Field(None, description="Name of the registered model; null = do not register.")
+    alias: str = Field("champion", description="Alias that the new version takes.")
+
+
+class Config(_Section):
+    """Everything that a search depends on."""
+
+    seed: int = Field(0, ge=0, description="Base of every random draw.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
+    data: DataConfig
+    model: ModelConfig
+    train: Recipe = Recipe()
+    search: SearchSettings = SearchSettings()
+    register_as: RegisterConfig = Field(RegisterConfig(), alias="register")
+
+    @model_validator(mode="after")
+    def _rungs_fit(self) -> Config:
+        beyond = [rung for rung in self.search.pruning.rungs if rung >= self.train.epochs]
+        if self.search.pruning.rule != "none" and beyond:
+            raise ValueError(
+                f"search.pruning.rungs: rung {beyond[0]} is not before the last of "
+                f"train.epochs={self.train.epochs}; lower the rung or train longer"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML that `load_config` reads back to an equal value."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False)
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file and apply ``key.inner=value`` overrides.
+
+    Raises
+    ------
+    InputError
+        One line that names the file, the key, what is wrong, and the nearest known key.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"no configuration file {path}{_neighbours(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: expected a mapping of sections, found {type(raw).__name__}")
+    for override in overrides:
+        _apply(raw, override)
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: dict[str, Any], where: str) -> Config:
+    """Check a plain dictionary; `where` is named in the error."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_one_line(error)}") from None
+
+
+def differing_keys(a: Config, b: Config) -> list[str]:
+    """Name the dotted keys in which two configurations differ."""
+    flat_a, flat_b = _flat(a.model_dump(mode="json", by_alias=True)), _flat(
+        b.model_dump(mode="json", by_alias=True)
+    )
+    return sorted(k for k in flat_a.keys() | flat_b.keys() if flat_a.get(k) != flat_b.get(k))
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            flat |= _flat(inner, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = inner
+    return flat
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"override {override!r} is not key=value, like train.epochs=3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str):
+        value = _number(value)
+    *parents, last = key.strip().split(".")
+    section = raw
+    for parent in parents:
+        inner = section.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"override {override!r}: {parent} is a value, not a section")
+        section = inner
+    section[last] = value
+
+
+def _number(text: str) -> Any:
+    """Read 1e-3 as a number: YAML 1.1 takes it for a string, as it has no dot."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _neighbours(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path("configs")
+    known = sorted(str(p) for p in folder.glob("*.yaml"))
+    near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else (f" (there are: {', '.join(known)})" if known else "")
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    location = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"unknown key {location!r}{hint} (known: {', '.join(known)}){more}"
+    if first["type"] == "missing":
+        return f"key {location!r} is missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
+    return f"{location + ': ' if location else ''}{message}{given}{more}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        for name, info in model.model_fields.items():
+            if part in (name, info.alias) and isinstance(info.annotation, type):
+                model = info.annotation
+                break
+    return sorted(info.alias or name for name, info in model.model_fields.items())

@@ -1,0 +1,94 @@
+"""What a search does, as one frozen value; each field is a key under `search` in a configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LearningRateRange(_Section):
+    """The learning rates a search draws from, log-uniformly."""
+
+    low: float = Field(1e-4, gt=0, description="Smallest learning rate.")
+    high: float = Field(1e-2, gt=0, description="Largest learning rate.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LearningRateRange:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high, not {self.low} and {self.high}")
+        return self
+
+
+class PruningSettings(_Section):
+    """Which trials end before their last epoch."""
+
+    rule: Literal["none", "halving", "median"] = Field(
+        "none",
+        description="`halving` = asynchronous successive halving (Li et al. 2020): only the best "
+        "1/reduction of the trials seen at a rung go on; `median` = those above the median do.",
+    )
+    rungs: tuple[int, ...] = Field((1,), description="Epochs after which weak trials are stopped.")
+    reduction: int = Field(3, ge=2, description="Of how many trials at a rung one goes on.")
+    min_trials: int = Field(
+        3, ge=1, description="Trials that must have reached a rung before it stops any."
+    )
+
+    @field_validator("rungs")
+    @classmethod
+    def _rising(cls, rungs: tuple[int, ...]) -> tuple[int, ...]:
+        if any(rung < 1 for rung in rungs) or list(rungs) != sorted(set(rungs)):
+            raise ValueError("must be epochs from 1 on, each above the one before")
+        return rungs
+
+
+class FinalSettings(_Section):
+    """How the winner is found among the best trials: an honest second look."""
+
+    candidates: int = Field(
+        3, ge=1, description="Trials, best on validation first, that are fine-tuned again."
+    )
+    seeds: int = Field(
+        3, ge=1, description="Fine-tunes of each candidate, with seeds the search has not used."
+    )
+    max_auroc_loss: float | None = Field(
+        None,
+        ge=0,
+        description="Candidates whose overall AUROC is more than this below the best are out.",
+    )
+
+
+class SearchSettings(_Section):
+    """The outer loop: what it may choose, how it chooses, and when it ends."""
+
+    space: str = Field("auto_peft1", description="What the mask bits stand for; `fairtune spaces`.")
+    objective: str = Field(
+        "worst_group_auroc", description="The validation figure that the search improves."
+    )
+    algorithm: Literal["tpe", "atpe", "rand", "anneal"] = Field("tpe", description="hyperopt's name.")
+    startup_trials: int = Field(
+        10, ge=1, description="Trials before TPE trusts its model; until then it draws at random."
+    )
+    learning_rate: LearningRateRange = LearningRateRange()
+    known_masks: bool = Field(
+        True,
+        description="Try all, none, norms only and attention only first, at train.learning_rate, so "
+        "that the search never ends below them on validation.",
+    )
+    trials: int = Field(24, ge=1, description="Fine-tunes to make, the known masks among them.")
+    max_minutes: float | None = Field(None, gt=0, description="No new trial after this wall time.")
+    max_epochs: int | None = Field(None, ge=1, description="No new trial after this many epochs.")
+    patience: int | None = Field(
+        None, ge=1, description="No new trial after this many without a better objective."
+    )
+    pruning: PruningSettings = PruningSettings()
+    final: FinalSettings = FinalSettings()
+    executor: Literal["serial", "spark"] = Field("serial", description="Where trials run.")
+    parallelism: int = Field(2, ge=1, le=128, description="Trials at once, with executor=spark.")
+    spark_master: str | None = Field(
+        None, description="Spark's master; null = SPARK_MASTER_URL, else local[parallelism]."
+    )
