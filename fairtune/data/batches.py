@@ -1,0 +1,387 @@
+"""Batches for a model, from decoded images: random crops and flips made per sample, and seeded.
+
+The images are already decoded, small, and in memory or memory-mapped, so that one process feeds a
+model faster than worker processes that decode files: nothing is pickled, queued or copied twice.
+How a batch is resampled depends on where it is wanted, because the two fastest ways differ
+(`benchmarks/feeding.py` measures both, and others that were left):
+
+- on a CPU each crop is resized as 8-bit integers straight out of the map, by the vectorised
+  resize of PyTorch, and lands, normalised, in a buffer that is used again when the caller has let
+  go of it (fresh memory for each batch would cost more than all the arithmetic);
+- on an accelerator the whole batch is resampled at once by two batched matrix products, one for
+  the rows and one for the columns, whose matrices hold each sample's crop, filter and flip.
+
+Both are bilinear with antialiasing and agree with `torchvision`'s `resized_crop` to the rounding of
+8-bit integers. Batches are `channels_last` in memory, which is how they are made and what
+convolutions read fastest; their shape is the usual (B, 3, size, size).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Images = npt.NDArray[np.uint8] | Tensor
+Array = npt.NDArray[np.generic]
+
+CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images vary; the defaults are torchvision's, which the published method uses.
+
+    Parameters
+    ----------
+    crop_scale
+        Bounds of the crop's share of the image's area. Raise the lower one (0.5, say) where the
+        label hangs on something small that a crop could miss; (1, 1) with a `crop_ratio` of (1, 1)
+        is no crop at all.
+    crop_ratio
+        Bounds of the crop's width / height.
+    horizontal_flip
+        Probability of a mirror image. Set 0 where left and right mean something.
+    """
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    horizontal_flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale must rise within (0, 1], got {self.crop_scale}")
+        low, high = self.crop_ratio
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"crop_ratio must rise and be positive, got {self.crop_ratio}")
+        if not 0 <= self.horizontal_flip <= 1:
+            raise ValueError(f"horizontal_flip is a probability, got {self.horizontal_flip}")
+
+    def draw(
+        self, n: int, height: int, width: int, rng: np.random.Generator
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Draw `n` crops and flips for images of `height` by `width` pixels.
+
+        The law is that of torchvision's `RandomResizedCrop`: area uniform, ratio log-uniform, the
+        first of ten draws that fits the image, else the largest central crop of an allowed ratio.
+
+        Returns
+        -------
+        boxes
+            (n, 4) top, left, height, width, in pixels.
+        flips
+            (n,) whether the crop is mirrored.
+        """
+        attempts = (n, CROP_ATTEMPTS)
+        area = height * width * rng.uniform(*self.crop_scale, attempts)
+        narrow, wide = map(math.log, self.crop_ratio)
+        ratio = np.exp(rng.uniform(narrow, wide, attempts))
+        w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+        h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        first = (np.arange(n), fits.argmax(axis=1))
+        none_fits = ~fits.any(axis=1)
+        nearest = float(np.clip(width / height, *self.crop_ratio))
+        w = np.where(none_fits, min(width, round(height * nearest)), w[first])
+        h = np.where(none_fits, min(height, round(width / nearest)), h[first])
+        top = np.where(none_fits, (height - h) // 2, rng.integers(0, height - h + 1))
+        left = np.where(none_fits, (width - w) // 2, rng.integers(0, width - w + 1))
+        return np.stack([top, left, h, w], axis=1), rng.random(n) < self.horizontal_flip
+
+
+def balanced_weights(*keys: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Weigh rows so that all combinations of the keys that occur are drawn equally often.
+
+    Parameters
+    ----------
+    *keys
+        One (n,) array each: labels for class-balanced sampling, groups for group-balanced
+        sampling, both for each label within each group.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,) positive weights of mean 1, for `train_batches`.
+
+    Raises
+    ------
+    ValueError
+        With no key, or keys of unequal length.
+    """
+    if not keys:
+        raise ValueError("balanced_weights needs at least one key")
+    codes = [np.unique(np.asarray(key).astype(str), return_inverse=True)[1] for key in keys]
+    if len({len(code) for code in codes}) > 1:
+        raise ValueError(f"keys of unequal length: {[len(code) for code in codes]}")
+    _, cell, count = np.unique(np.stack(codes), axis=1, return_inverse=True, return_counts=True)
+    weights: npt.NDArray[np.float64] = len(cell) / (len(count) * count[cell.reshape(-1)])
+    return weights
+
+
+def train_batches(
+    images: Images,
+    rows: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    batch_size: int,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str,
+    augmentation: Augmentation,
+    seed: int,
+    weights: npt.ArrayLike | None = None,
+) -> Iterator[tuple[Tensor, Tensor, npt.NDArray[np.int64]]]:
+    """Yield the batches of one epoch, shuffled and augmented.
+
+    Parameters
+    ----------
+    images
+        (N, H, W, 3) uint8: the store's memory map, or a tensor, which may be on the device already.
+    rows
+        (n,) which of the N images are this split.
+    labels
+        (n,) their classes, in the order of `rows`.
+    batch_size
+        Images per batch. The last batch is smaller where n is no multiple of it, and is left out
+        where it would hold a single image, on which batch normalisation fails.
+    size
+        Height and width of the batches' images, in pixels.
+    mean, std
+        Of the three channels, for intensities in [0, 1].
+    device
+        Where the batches are wanted.
+    augmentation
+        How the images vary.
+    seed
+        Of order, crops and flips: the same seed gives the same batches, to the last bit on one
+        machine. Give each epoch its own.
+    weights
+        (n,) how often each row is drawn relative to the others. With weights an epoch is n draws
+        with replacement; without, each row comes once.
+
+    Yields
+    ------
+    x
+        (B, 3, size, size) float32, normalised, on `device`.
+    y
+        (B,) int64, on `device`.
+    index
+        (B,) int64: the batch's entries of `rows`, in host memory.
+
+    Raises
+    ------
+    ValueError
+        For images that are not (N, H, W, 3) uint8, arrays of unequal length, rows outside the
+        images, and weights that are negative, not finite or all zero.
+    """
+    source, rows = _checked(images, rows, size=size, batch_size=batch_size)
+    labels = np.asarray(labels, dtype=np.int64)
+    if labels.shape != rows.shape:
+        raise ValueError(f"{len(rows)} rows but labels of shape {labels.shape}")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(rows)) if weights is None else _weighted(weights, len(rows), rng)
+    boxes, flips = augmentation.draw(len(rows), source.shape[1], source.shape[2], rng)
+    resample = _Resampler(source, size, mean, std, torch.device(device))
+    return _epoch(resample, rows[order], labels[order], boxes, flips, batch_size)
+
+
+def _epoch(
+    resample: _Resampler,
+    rows: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    boxes: npt.NDArray[np.int64],
+    flips: npt.NDArray[np.bool_],
+    batch_size: int,
+) -> Iterator[tuple[Tensor, Tensor, npt.NDArray[np.int64]]]:
+    """Yield the batches of `train_batches`, whose checks are made when it is called, not here."""
+    y = torch.from_numpy(labels).to(resample.device)
+    for start in range(0, len(rows), batch_size):
+        batch = slice(start, start + batch_size)
+        if len(rows[batch]) > 1:
+            yield resample(rows[batch], boxes[batch], flips[batch]), y[batch], rows[batch]
+
+
+def eval_batches(
+    images: Images,
+    rows: npt.ArrayLike,
+    *,
+    batch_size: int,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str,
+) -> Iterator[Tensor]:
+    """Yield whole images in the order of `rows`; see `train_batches` for the parameters.
+
+    Yields
+    ------
+    x
+        (B, 3, size, size) float32, normalised, on `device`; every row is in exactly one batch.
+    """
+    source, rows = _checked(images, rows, size=size, batch_size=batch_size)
+    boxes = np.broadcast_to([0, 0, source.shape[1], source.shape[2]], (len(rows), 4))
+    flips = np.zeros(len(rows), dtype=bool)
+    resample = _Resampler(source, size, mean, std, torch.device(device))
+    batches = (slice(i, i + batch_size) for i in range(0, len(rows), batch_size))
+    return (resample(rows[b], boxes[b], flips[b]) for b in batches)
+
+
+def _checked(
+    images: Images, rows: npt.ArrayLike, *, size: int, batch_size: int
+) -> tuple[Tensor, npt.NDArray[np.int64]]:
+    """Return the images as a tensor that shares their memory, and the rows as an array."""
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8:
+        with warnings.catch_warnings():  # the store is read-only, and nothing here writes to it
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            images = torch.from_numpy(images)
+    if not (
+        isinstance(images, Tensor)
+        and images.dtype == torch.uint8
+        and images.ndim == 4
+        and images.shape[3] == 3
+    ):
+        raise ValueError(f"images must be (N, H, W, 3) uint8, got {images.shape} {images.dtype}")
+    if size < 1 or batch_size < 1:
+        raise ValueError(f"size and batch_size must be positive, got {size} and {batch_size}")
+    rows = np.asarray(rows)
+    if rows.ndim != 1 or (len(rows) and rows.dtype.kind not in "iu"):
+        raise ValueError(f"rows must be (n,) integers, got {rows.shape} {rows.dtype}")
+    rows = rows.astype(np.int64)
+    if len(rows) and not 0 <= rows.min() <= rows.max() < len(images):
+        raise ValueError(f"rows {rows.min()} to {rows.max()}, but there are {len(images)} images")
+    return images, rows
+
+
+def _weighted(weights: npt.ArrayLike, n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Draw `n` positions with replacement, in proportion to their weights."""
+    weights = np.asarray(weights, dtype=np.float64)
+    if weights.shape != (n,):
+        raise ValueError(f"{n} rows but weights of shape {weights.shape}")
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise ValueError("weights must be finite, not negative, and not all zero")
+    return rng.choice(n, size=n, p=weights / weights.sum())
+
+
+class _Resampler:
+    """Cuts boxes out of images, resizes, flips and normalises them, onto a device.
+
+    A sum over pixels and an affine map of the intensities are all it takes, so that
+    ``(x / 255 - mean) / std`` is written as ``x * scale + offset``.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+    ) -> None:
+        self.images, self.size, self.device = images, size, device
+        scale = 1 / (255 * torch.tensor(std, dtype=torch.float32))
+        offset = -torch.tensor(mean, dtype=torch.float32) / torch.tensor(std, dtype=torch.float32)
+        # One row of pixels, (size * 3,): the processor's vectors then run along the row.
+        self.scale, self.offset = (t.repeat(size).to(device) for t in (scale, offset))
+        self._free: list[npt.NDArray[np.float32]] = []
+
+    def __call__(
+        self,
+        rows: npt.NDArray[np.int64],
+        boxes: npt.NDArray[np.int64],
+        flips: npt.NDArray[np.bool_],
+    ) -> Tensor:
+        """Return (B, 3, size, size) float32 for B rows, (B, 4) boxes and (B,) flips."""
+        on_cpu = self.device.type == "cpu" and self.images.device.type == "cpu"
+        out = (self._one_by_one if on_cpu else self._at_once)(rows, boxes, flips)
+        return out.permute(0, 3, 1, 2)
+
+    def _one_by_one(
+        self,
+        rows: npt.NDArray[np.int64],
+        boxes: npt.NDArray[np.int64],
+        flips: npt.NDArray[np.bool_],
+    ) -> Tensor:
+        """Resample in 8-bit integers, a sample at a time while it is in the cache."""
+        size = self.size
+        out = self._buffer(len(rows))
+        samples = zip(out, rows.tolist(), boxes.tolist(), flips.tolist(), strict=True)
+        for target, row, (top, left, height, width), flip in samples:
+            crop = self.images[row : row + 1, top : top + height, left : left + width]
+            resized = torch.nn.functional.interpolate(
+                crop.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True
+            )
+            if flip:
+                resized = resized.flip(3)
+            pixels = resized[0].permute(1, 2, 0).reshape(size, size * 3)
+            torch.addcmul(self.offset, pixels, self.scale, out=target.view(size, size * 3))
+        return out
+
+    def _buffer(self, n: int) -> Tensor:
+        """Return (n, size, size, 3) float32, out of memory that no earlier batch's tensor holds.
+
+        A tensor made from an array keeps the array alive for as long as any view of the tensor
+        lives, wherever the caller put it; when the loan dies, its memory is free again.
+        """
+        shape = (n, self.size, self.size, 3)
+        fits = [i for i, memory in enumerate(self._free) if memory.shape == shape]
+        memory = self._free.pop(fits[0]) if fits else np.empty(shape, dtype=np.float32)
+        loan = memory.view()
+        weakref.finalize(loan, self._free.append, memory).atexit = False
+        return torch.from_numpy(loan)
+
+    def _at_once(
+        self,
+        rows: npt.NDArray[np.int64],
+        boxes: npt.NDArray[np.int64],
+        flips: npt.NDArray[np.bool_],
+    ) -> Tensor:
+        """Resample by two batched matrix products, one for rows and one for columns."""
+        batch = self.images[torch.from_numpy(rows).to(self.images.device)]  # (B, H, W, 3)
+        if batch.device != self.device and self.device.type == "cuda":
+            batch = batch.pin_memory()
+        batch = batch.to(self.device, non_blocking=True).float()
+        n, height, width, _ = batch.shape
+        top, left, h, w = torch.from_numpy(boxes.astype(np.float32)).to(self.device).unbind(1)
+        down = filter_matrix(top, h, height, self.size)  # (B, size, H)
+        across = filter_matrix(left, w, width, self.size)  # (B, size, W)
+        mirrored = torch.from_numpy(flips).to(self.device)[:, None, None]
+        across = torch.where(mirrored, across.flip(1), across)
+        half = torch.bmm(down, batch.reshape(n, height, width * 3)).view(n, self.size, width, 3)
+        whole = torch.matmul(across[:, None], half)  # (B, 1, size, W) @ (B, size, W, 3)
+        flat = whole.view(n, self.size, self.size * 3)
+        return torch.addcmul(self.offset, flat, self.scale).view_as(whole)
+
+
+def filter_matrix(start: Tensor, length: Tensor, extent: int, size: int) -> Tensor:
+    """Build the matrices that resize one axis of `extent` pixels, cropped, to `size` pixels.
+
+    The filter is a triangle as wide as two output pixels, or two input pixels where the crop is
+    enlarged, cut off at the crop's border and scaled to sum 1: that of Pillow and PyTorch.
+
+    Parameters
+    ----------
+    start, length
+        (B,) float: where each sample's crop begins and how long it is, in input pixels.
+
+    Returns
+    -------
+    Tensor
+        (B, size, extent) float32, rows of sum 1.
+    """
+    step = (length / size)[:, None, None]
+    output = torch.arange(size, device=start.device) + 0.5
+    centre = start[:, None, None] + output[None, :, None] * step  # (B, size, 1)
+    pixel = torch.arange(extent, device=start.device) + 0.5  # (extent,)
+    weights = (1 - (pixel - centre).abs() / step.clamp(min=1)).clamp(min=0)
+    begin, end = start[:, None, None], (start + length)[:, None, None]
+    weights = weights * ((pixel > begin) & (pixel < end))
+    return weights / weights.sum(2, keepdim=True)
