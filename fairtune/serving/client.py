@@ -1,0 +1,123 @@
+"""Ask a model about image files: one from the registry in this process, or a server over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fairtune.errors import InputError
+from fairtune.serving.loading import download_model
+
+Answer = dict[str, Any]
+Ask = Callable[[list[str]], list[Answer]]
+
+
+def predict_files(
+    target: str, paths: Sequence[str | Path], *, batch_size: int = 16, timeout: float = 60.0
+) -> list[Answer]:
+    """Answer image files in order: `image` (the path) and the columns of the served model.
+
+    Parameters
+    ----------
+    target : str
+        A server's address (`http://host:port`), or what `download_model` takes: a registered name
+        (its champion), `name@alias`, `name/version`, a model URI, a folder.
+    paths : sequence of path
+        Image files. One that is no image gets an `error` in its answer.
+    batch_size : int
+        Files per request; at most what the served model takes.
+    timeout : float
+        Seconds to wait for one answer of a server.
+
+    Raises
+    ------
+    InputError
+        No files, a file that cannot be read, no such model, no server, or a server that refuses.
+    """
+    files = [Path(path) for path in paths]
+    if not files:
+        raise InputError("no image files given")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"no image file {path}")
+    over_http = target.startswith(("http://", "https://"))
+    ask = _server(target, timeout) if over_http else _in_process(target)
+    answers: list[Answer] = []
+    starts = range(0, len(files), batch_size)
+    for start in tqdm(starts, desc="predict", unit="batch", disable=len(starts) < 2):
+        chunk = files[start : start + batch_size]
+        rows = ask([_encode(path) for path in chunk])
+        if len(rows) != len(chunk):
+            raise InputError(f"{target} gave {len(rows)} answers to {len(chunk)} images")
+        answers += [{"image": str(path), **row} for path, row in zip(chunk, rows, strict=True)]
+    return answers
+
+
+def _encode(path: Path) -> str:
+    try:
+        return base64.b64encode(path.read_bytes()).decode("ascii")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _in_process(target: str) -> Ask:
+    import mlflow
+    import pandas as pd
+
+    from fairtune.serving.model import IMAGE_COLUMN
+
+    model = mlflow.pyfunc.load_model(str(download_model(target)))
+
+    def ask(images: list[str]) -> list[Answer]:
+        table = model.predict(pd.DataFrame({IMAGE_COLUMN: images}))
+        rows: list[Answer] = table.to_dict(orient="records")
+        return rows
+
+    return ask
+
+
+def _server(url: str, timeout: float) -> Ask:
+    import requests
+
+    from fairtune.serving.model import IMAGE_COLUMN
+
+    address = url.rstrip("/")
+    address += "" if address.endswith("/invocations") else "/invocations"
+    session = requests.Session()
+
+    def ask(images: list[str]) -> list[Answer]:
+        body: Any = {
+            "dataframe_split": {"columns": [IMAGE_COLUMN], "data": [[text] for text in images]}
+        }
+        try:
+            response = session.post(address, json=body, timeout=timeout)
+        except requests.Timeout as error:
+            raise InputError(f"{address} did not answer within {timeout:g} s") from error
+        except requests.RequestException as error:
+            raise InputError(
+                f"no server answers at {address}; start one with `fairtune serve`"
+            ) from error
+        return _rows(response.status_code, response.content, address)
+
+    return ask
+
+
+def _rows(status: int, body: bytes, address: str) -> list[Answer]:
+    """Take the rows out of a server's response; raises `InputError` for anything else."""
+    if status == 413:
+        raise InputError(f"{address} takes no request this large; use a smaller batch")
+    try:
+        rows = json.loads(body)["predictions"] if status == 200 else None
+    except (ValueError, KeyError, TypeError):
+        rows = None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        start = body[:200].decode("utf-8", errors="replace")
+        raise InputError(f"{address} answered {status}, not predictions: {start!r}")
+    return rows

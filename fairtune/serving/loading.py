@@ -1,0 +1,60 @@
+"""From what a person types to a model folder on disk that is safe to load."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fairtune.errors import InputError
+from fairtune.serving.safety import refuse_pickles
+
+_URI = re.compile(r"^(models|runs|file|s3|gs|mlflow-artifacts|https?):/")
+
+
+def model_uri(target: str) -> str:
+    """Complete a registered name: `name` means `models:/name@champion`, `name/3` version 3.
+
+    A URI, and a path that exists, stay as they are.
+    """
+    if _URI.match(target) or Path(target).exists():
+        return target
+    if "@" in target or re.search(r"/\d+$", target):
+        return f"models:/{target}"
+    return f"models:/{target}@champion"
+
+
+def download_model(target: str, folder: Path | None = None) -> Path:
+    """Bring a model here and refuse one that holds a pickle.
+
+    Parameters
+    ----------
+    target : str
+        Registered name, `name@alias`, `name/version`, URI, or folder.
+    folder : Path, optional
+        Where to put it; MLflow chooses a temporary folder otherwise.
+
+    Raises
+    ------
+    InputError
+        There is no such model, or it holds pickled data.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    uri = model_uri(target)
+    try:
+        path = Path(
+            mlflow.artifacts.download_artifacts(
+                uri, dst_path=None if folder is None else str(folder)
+            )
+        )
+    except (MlflowException, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"no model {uri!r} in {mlflow.get_registry_uri()}: {reason} (set MLFLOW_TRACKING_URI "
+            "to the store that has it, or register one with `fairtune register`)"
+        ) from error
+    if not (path / "MLmodel").is_file():
+        raise InputError(f"{uri} is no MLflow model: it has no file MLmodel")
+    refuse_pickles(path, uri)
+    return path

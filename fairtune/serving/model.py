@@ -1,0 +1,60 @@
+"""The served model as MLflow sees it: a pyfunc that loads plain code, safetensors and JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from fairtune.serving.predictor import Predictor
+from fairtune.serving.spec import SPEC_FILE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IMAGE_COLUMN = "image"
+# MLflow writes this file beside a model that it downloads by its registered name.
+_REGISTRY_NOTE = "registered_model_meta"
+
+
+class ServedModel(PythonModel):
+    """Answers a table with one text column, `image`, holding base64 of image files.
+
+    The output has a row for each input row: `label`, a `probability_<class>` for each class,
+    `threshold`, `model_version` and `error`. A row that cannot be answered has nulls and a reason.
+    """
+
+    predictor: Predictor
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load weights and specification from the model's artifacts."""
+        folder = Path(context.artifacts["spec"]).parent
+        if not (folder / SPEC_FILE).is_file():
+            raise FileNotFoundError(f"{SPEC_FILE} is not among the model's artifacts")
+        self.predictor = Predictor.load(folder, version=_registered_version(folder))
+
+    def predict(  # type: ignore[override]
+        self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Answer each row of `model_input`, a DataFrame with the column `image`."""
+        import pandas as pd
+
+        rows = [_missing_as_none(value) for value in model_input[IMAGE_COLUMN]]
+        # Object columns keep None, which JSON writes as null; NaN would be no JSON at all.
+        return pd.DataFrame(self.predictor.predict(rows), dtype=object)
+
+
+def _missing_as_none(value: object) -> object:
+    return value if isinstance(value, str) else None
+
+
+def _registered_version(folder: Path) -> str:
+    """Read `name/version` from the note that MLflow leaves in a downloaded model, else ''."""
+    for parent in folder.parents:
+        note = parent / _REGISTRY_NOTE
+        if note.is_file():
+            values = yaml.safe_load(note.read_text(encoding="utf-8"))
+            return f"{values['model_name']}/{values['model_version']}"
+    return ""

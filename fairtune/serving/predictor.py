@@ -1,0 +1,215 @@
+"""From base64 images to answers, row by row: the work of the served model, without MLflow.
+
+Whatever is wrong with a row is said in that row's `error`, in words that never repeat the input;
+the other rows of the request are answered. Nothing here raises because of what a client sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import logging
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from fairtune.data.images import FORMATS, ImageError, load_image
+from fairtune.serving.batching import Images, MicroBatcher, Scores
+from fairtune.serving.spec import ServingSpec, load_exported
+
+if TYPE_CHECKING:
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+NOT_TEXT = "image is not a string: send the file's bytes as base64"
+NOT_BASE64 = "image is not valid base64"
+EMPTY = "image is empty"
+TOO_LONG = "image is larger than {limit} bytes"
+NOT_AN_IMAGE = "image cannot be decoded: send a whole JPEG or PNG file"
+TOO_MANY = "more than {limit} rows in one request: send smaller batches"
+FAILED = "the model failed on this image"
+TOO_MANY_PIXELS = "image has more than {limit} pixels"
+# Reasons of `ImageError` that hold no text from the file; other reasons may quote it.
+HARMLESS = ("has ", "is damaged", "is truncated", "does not fit", "needs ")
+
+Answer = dict[str, Any]
+
+
+class RowError(Exception):
+    """A row cannot be answered; the text is fit for the client."""
+
+
+class Predictor:
+    """A loaded model with its preprocessing, thread-safe.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Images (N, 3, S, S) to logits (N, C).
+    spec : ServingSpec
+        Sizes, normalisation, classes, threshold and limits.
+    version : str
+        What the answers say about which model gave them.
+    device : str or None
+        Torch device; None takes a GPU when there is one.
+    """
+
+    def __init__(
+        self, model: nn.Module, spec: ServingSpec, *, version: str = "", device: str | None = None
+    ) -> None:
+        import torch
+
+        self.spec = spec
+        self.version = version
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._model = model.eval().to(self.device)
+        shape = (1, -1, 1, 1)
+        self._mean = torch.tensor(spec.mean, dtype=torch.float32, device=self.device).view(shape)
+        self._std = torch.tensor(spec.std, dtype=torch.float32, device=self.device).view(shape)
+        self._batcher = MicroBatcher(self.scores, spec.max_batch)
+
+    @classmethod
+    def load(cls, folder: Path, *, version: str = "", device: str | None = None) -> Predictor:
+        """Load what `export_model` wrote; raises `InputError` when it is not whole."""
+        model, spec = load_exported(folder)
+        return cls(model, spec, version=version, device=device)
+
+    def scores(self, images: Images) -> Scores:
+        """Class probabilities (N, C) float32 of prepared uint8 images (N, S, S, 3)."""
+        import torch
+
+        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+            batch = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
+            logits = self._model((batch.float() / 255.0 - self._mean) / self._std)  # (N, C)
+            result: Scores = torch.softmax(logits.float(), dim=1).cpu().numpy()
+        return result
+
+    def prepare(self, value: object) -> Images:
+        """Turn one base64 text into pixels (S, S, 3); raises `RowError` fit for the client."""
+        data = decode_base64(value, self.spec.max_image_bytes)
+        check_header(data, self.spec.max_pixels)
+        try:
+            return load_image(data, self.spec.image_size)
+        except ImageError as error:
+            told = f"image {error.reason}" if error.reason.startswith(HARMLESS) else NOT_AN_IMAGE
+            raise RowError(told) from None
+        except Exception:
+            logger.debug("an image could not be decoded", exc_info=True)
+            raise RowError(NOT_AN_IMAGE) from None
+
+    def submit(self, rows: Sequence[object]) -> list[Future[Scores] | str]:
+        """Decode rows and queue them; a row is a future of its scores (1, C), or its error."""
+        pending: list[Future[Scores] | str] = []
+        for position, value in enumerate(rows):
+            if position >= self.spec.max_rows:
+                pending.append(TOO_MANY.format(limit=self.spec.max_rows))
+                continue
+            try:
+                pending.append(self._batcher.submit(self.prepare(value)[None]))
+            except RowError as error:
+                pending.append(str(error))
+        return pending
+
+    def predict(self, rows: Sequence[object]) -> list[Answer]:
+        """Answer every row: label, probabilities, threshold, model version, error."""
+        answers = []
+        for item in self.submit(rows):
+            if isinstance(item, str):
+                answers.append(self.refusal(item))
+                continue
+            try:
+                answers.append(self.answer(item.result()[0]))
+            except Exception:
+                logger.exception("the model failed on a batch")
+                answers.append(self.refusal(FAILED))
+        return answers
+
+    def answer(self, scores: Scores) -> Answer:
+        """Put one row's probabilities (C,) into words."""
+        if not np.isfinite(scores).all():
+            return self.refusal(FAILED)
+        best = int(scores.argmax())
+        threshold = self.spec.threshold if len(self.spec.classes) == 2 else None
+        if threshold is not None:
+            best = int(scores[1] >= threshold)
+        return self._row(
+            self.spec.classes[best], [float(score) for score in scores], threshold, None
+        )
+
+    def refusal(self, error: str) -> Answer:
+        """Build the answer to a row that cannot be answered: all keys, null values."""
+        return self._row(None, [None] * len(self.spec.classes), None, error)
+
+    def _row(
+        self,
+        label: str | None,
+        scores: Sequence[float | None],
+        threshold: float | None,
+        error: str | None,
+    ) -> Answer:
+        return {
+            "label": label,
+            **dict(zip(probability_columns(self.spec.classes), scores, strict=True)),
+            "threshold": threshold,
+            "model_version": self.version,
+            "error": error,
+        }
+
+
+def probability_columns(classes: Sequence[str]) -> list[str]:
+    """Names of the answer's probability columns, in the order of the classes."""
+    return [f"probability_{name}" for name in classes]
+
+
+def check_header(data: bytes, limit: int) -> None:
+    """Refuse arrays, and images whose header promises more than `limit` pixels, undecoded.
+
+    Raises
+    ------
+    RowError
+        Too many pixels, or a NumPy array, which training reads from disk but no client sends.
+    """
+    if data.startswith(b"\x93NUMPY"):
+        raise RowError(NOT_AN_IMAGE)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
+    except Image.DecompressionBombError:
+        raise RowError(TOO_MANY_PIXELS.format(limit=limit)) from None
+    except Exception:  # not for Pillow (DICOM, say) or damaged: decoding says which
+        return
+    if width * height > limit:
+        raise RowError(TOO_MANY_PIXELS.format(limit=limit))
+
+
+def decode_base64(value: object, limit: int) -> bytes:
+    """Decode base64 text, with or without line breaks or a `data:` prefix.
+
+    Raises
+    ------
+    RowError
+        Not text, not base64, empty, or over `limit` bytes; the size is checked before decoding.
+    """
+    if not isinstance(value, str):
+        raise RowError(NOT_TEXT)
+    text = value.partition(",")[2] if value.startswith("data:") else value
+    if len(text) > limit * 4 // 3 + limit // 24 + 8:  # line breaks: two in every 76 characters
+        raise RowError(TOO_LONG.format(limit=limit))
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise RowError(NOT_BASE64) from None
+    if not data:
+        raise RowError(EMPTY)
+    if len(data) > limit:
+        raise RowError(TOO_LONG.format(limit=limit))
+    return data
