@@ -1,0 +1,151 @@
+"""One trial: fine-tune under a mask, judge on validation, write it all to the trial's run."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fairtune.fairness import FairnessReport, Objective
+from fairtune.peft import Mask, save_delta
+from fairtune.search.pruning import Pruner
+from fairtune.seeding import seed as named_seed
+from fairtune.tracking.predictions import predictions_table
+from fairtune.tracking.runs import RunLog, split_metrics
+from fairtune.training import Epoch, fine_tune
+from fairtune.workspace import Workspace
+
+RUNG = "rung/"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came out of one fine-tune."""
+
+    run_id: str
+    value: float
+    report: FairnessReport
+    probabilities: NDArray[np.float64]
+    epochs: int
+    stopped_at: int | None
+
+
+def mask_params(mask: Mask, learning_rate: float) -> dict[str, object]:
+    """Name what a trial tried as run parameters: one per bit, for the tracking UI's plots."""
+    bits = {f"mask.{name}": bit for name, bit in mask.named_bits().items()}
+    return {
+        "mask": mask.text or mask.space,
+        "learning_rate": learning_rate,
+        "trained_share": f"{mask.share:.4g}",
+        **bits,
+    }
+
+
+def mask_tags(mask: Mask, workspace: Workspace) -> dict[str, object]:
+    """Name what a run's model depends on as tags."""
+    return {
+        "fairtune.space": mask.space,
+        "fairtune.mask": mask.fingerprint,
+        "fairtune.dataset_digest": workspace.manifest.digest,
+        "fairtune.base_hash": workspace.base_hash,
+    }
+
+
+def run_trial(
+    workspace: Workspace,
+    mask: Mask,
+    learning_rate: float,
+    *,
+    seed: int,
+    objective: Objective,
+    log: RunLog,
+    pruner: Pruner | None = None,
+    rungs: tuple[int, ...] = (),
+    others_at: Callable[[int], list[float]] = lambda rung: [],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Trial:
+    """Fine-tune under `mask` and log every epoch, the last report, the mask and the delta.
+
+    Parameters
+    ----------
+    pruner, rungs, others_at
+        At each epoch count in `rungs` the pruner is asked, given what `others_at(rung)` returns:
+        the oriented values of the other trials at that rung.
+    should_stop
+        Asked after every epoch; True ends the trial after that epoch.
+
+    Raises
+    ------
+    UndefinedObjectiveError
+        When the validation split does not define the objective.
+    DivergedError
+        When the loss is no longer finite.
+    """
+    config = workspace.config
+    recipe = config.train.model_copy(update={"learning_rate": learning_rate})
+    model = workspace.model(mask, named_seed(seed, "model"))
+    value = math.nan
+    pruned = False
+    if workspace.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(workspace.device)
+
+    def on_epoch(epoch: Epoch) -> bool:
+        nonlocal value, pruned
+        value = objective.value(epoch.report)
+        metrics = split_metrics("val", epoch.report) | {
+            "train/loss": epoch.loss,
+            "train/learning_rate": epoch.learning_rate,
+            "train/images_per_second": epoch.images_per_second,
+            "objective": value,
+        }
+        if pruner is not None and epoch.number in rungs:
+            metrics[f"{RUNG}{epoch.number:03d}"] = -objective.loss(value)
+            pruned = not pruner.goes_on(-objective.loss(value), others_at(epoch.number))
+        log.log(metrics=metrics, step=epoch.number)
+        return not (pruned or should_stop())
+
+    started = time.perf_counter()
+    result = fine_tune(
+        model,
+        workspace.split("train"),
+        workspace.split("val"),
+        workspace.spec,
+        recipe,
+        seed=named_seed(seed, "fine-tune"),
+        device=workspace.device,
+        on_epoch=on_epoch,
+    )
+    assert result.probabilities is not None
+    facts: dict[str, float] = {
+        "seconds": time.perf_counter() - started,
+        "epochs": len(result.epochs),
+        "micro_batch_size": result.micro_batch_size,
+    }
+    if workspace.device.type == "cuda":
+        facts["peak_memory_bytes"] = torch.cuda.max_memory_allocated(workspace.device)
+    log.log(metrics=facts, tags={"fairtune.pruned_at": result.stopped_at} if pruned else None)
+    with tempfile.TemporaryDirectory() as folder:
+        delta = Path(folder) / "delta.safetensors"
+        save_delta(delta, model, {"base_hash": workspace.base_hash, "mask": mask.fingerprint})
+        log.file(delta)
+        table = Path(folder) / "val.parquet"
+        predictions_table(workspace.split("val"), result.probabilities).to_parquet(table)
+        log.file(table, "predictions")
+    log.text("mask.json", mask.to_json())
+    log.text("report.json", result.report.to_json())
+    log.text("groups.csv", result.report.table().to_csv(index=False))
+    return Trial(
+        run_id=log.run_id,
+        value=value,
+        report=result.report,
+        probabilities=result.probabilities,
+        epochs=len(result.epochs),
+        stopped_at=result.stopped_at if pruned else None,
+    )

@@ -1,0 +1,103 @@
+"""What every fine-tune of one configuration shares: the images, the base model, the device.
+
+Opened once per process and kept: a search of hundreds of trials reads its store and its base weights
+once, and a worker process opens its own from the configuration.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import yaml
+from fairtune.config import Config, parse_config
+from fairtune.data import Manifest, Store, load_dataset, open_store
+from fairtune.peft import (
+    Mask,
+    Space,
+    apply_mask,
+    build_model,
+    get_space,
+    normalization,
+    reset_head,
+    weights_hash,
+)
+from fairtune.seeding import seed as named_seed
+from fairtune.training import ImageSpec, Split, choose_device
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The data and the base model of one configuration."""
+
+    config: Config
+    manifest: Manifest
+    """The data set with the configured attributes alone."""
+    store: Store
+    """Its images, (N, H, W, 3) uint8."""
+    spec: ImageSpec
+    """How images enter the model."""
+    base: nn.Module
+    """The model before any fine-tune, on the CPU; never trained itself."""
+    space: Space
+    """What the mask bits stand for."""
+    device: torch.device
+    base_hash: str
+    """Hash of the base weights: a delta fits no other."""
+
+    def split(self, name: str) -> Split:
+        """Take a split; a search asks for train and val, the final evaluation alone for test."""
+        return Split.of(self.manifest, self.store.images, name)
+
+    def model(self, mask: Mask, seed: int) -> nn.Module:
+        """Return a fresh model on the CPU, its head drawn from `seed`, its mask applied."""
+        if get_space(mask.space).from_scratch:
+            model = _build(self.config, self.manifest, "none", named_seed(seed, "weights"))
+        else:
+            model = copy.deepcopy(self.base)
+            reset_head(model, named_seed(seed, "head"))
+        apply_mask(model, mask)
+        return model
+
+
+def open_workspace(config: Config, source: str | None) -> Workspace:
+    """Load the data set and the base model that a configuration names, once per process.
+
+    Raises
+    ------
+    InputError
+        From any of its parts: data set, images, architecture, weights, space, device.
+    """
+    return _open(config.to_yaml(), source or None)
+
+
+@functools.lru_cache(maxsize=2)
+def _open(config_yaml: str, source: str | None) -> Workspace:
+    config = parse_config(yaml.safe_load(config_yaml), "configuration")
+    data, model = config.data, config.model
+    space, device = get_space(config.search.space), choose_device(config.device)
+    manifest = load_dataset(data.name, Path(source) if source else None, **data.options)
+    manifest = manifest.select(data.attributes)
+    base = _build(config, manifest, model.weights, named_seed(config.seed, "base"))
+    space.bit_names(base)  # a space that does not fit is refused before any image is decoded
+    store = open_store(
+        manifest, data.store_size or data.image_size, on_bad_image=data.on_bad_image
+    )
+    mean, std = normalization(model.architecture, model.weights)
+    spec = ImageSpec(data.image_size, mean, std)
+    return Workspace(config, manifest, store, spec, base, space, device, weights_hash(base))
+
+
+def _build(config: Config, manifest: Manifest, weights: str, seed: int) -> nn.Module:
+    return build_model(
+        config.model.architecture,
+        num_classes=len(manifest.classes),
+        weights=weights,
+        options=config.model.options,
+        seed=seed,
+    )
