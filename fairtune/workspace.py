@@ -6,7 +6,6 @@ once, and a worker process opens its own from the configuration.
 
 from __future__ import annotations
 
-import copy
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,7 @@ from torch import nn
 import yaml
 from fairtune.config import Config, parse_config
 from fairtune.data import Manifest, Store, load_dataset, open_store
-from fairtune.peft import (
-    Mask,
-    Space,
-    apply_mask,
-    build_model,
-    get_space,
-    normalization,
-    reset_head,
-    weights_hash,
-)
+from fairtune.peft import BaseModel, Mask, Space, apply_mask, get_space
 from fairtune.seeding import seed as named_seed
 from fairtune.training import ImageSpec, Split, choose_device
 
@@ -42,13 +32,15 @@ class Workspace:
     """Its images, (N, H, W, 3) uint8."""
     spec: ImageSpec
     """How images enter the model."""
-    base: nn.Module
-    """The model before any fine-tune, on the CPU; never trained itself."""
+    base: BaseModel
+    """The model before any fine-tune; gives a copy to each trial."""
     space: Space
     """What the mask bits stand for."""
     device: torch.device
-    base_hash: str
-    """Hash of the base weights: a delta fits no other."""
+
+    def mask(self, bits: tuple[int, ...], space: str | None = None) -> Mask:
+        """Make a mask for the base model in the configured space, or in another."""
+        return (get_space(space) if space else self.space).mask(self.base.model, bits)
 
     def split(self, name: str) -> Split:
         """Take a split; a search asks for train and val, the final evaluation alone for test."""
@@ -56,11 +48,7 @@ class Workspace:
 
     def model(self, mask: Mask, seed: int) -> nn.Module:
         """Return a fresh model on the CPU, its head drawn from `seed`, its mask applied."""
-        if get_space(mask.space).from_scratch:
-            model = _build(self.config, self.manifest, "none", named_seed(seed, "weights"))
-        else:
-            model = copy.deepcopy(self.base)
-            reset_head(model, named_seed(seed, "head"))
+        model = self.base.fresh(seed, from_scratch=get_space(mask.space).from_scratch)
         apply_mask(model, mask)
         return model
 
@@ -83,21 +71,16 @@ def _open(config_yaml: str, source: str | None) -> Workspace:
     space, device = get_space(config.search.space), choose_device(config.device)
     manifest = load_dataset(data.name, Path(source) if source else None, **data.options)
     manifest = manifest.select(data.attributes)
-    base = _build(config, manifest, model.weights, named_seed(config.seed, "base"))
-    space.bit_names(base)  # a space that does not fit is refused before any image is decoded
+    base = BaseModel(
+        model.architecture,
+        num_classes=len(manifest.classes),
+        weights=model.weights,
+        options=model.options,
+        seed=named_seed(config.seed, "base"),
+    )
+    space.bit_names(base.model)  # a space that does not fit is refused before images are decoded
     store = open_store(
         manifest, data.store_size or data.image_size, on_bad_image=data.on_bad_image
     )
-    mean, std = normalization(model.architecture, model.weights)
-    spec = ImageSpec(data.image_size, mean, std)
-    return Workspace(config, manifest, store, spec, base, space, device, weights_hash(base))
-
-
-def _build(config: Config, manifest: Manifest, weights: str, seed: int) -> nn.Module:
-    return build_model(
-        config.model.architecture,
-        num_classes=len(manifest.classes),
-        weights=weights,
-        options=config.model.options,
-        seed=seed,
-    )
+    spec = ImageSpec(data.image_size, *base.normalization)
+    return Workspace(config, store.manifest, store, spec, base, space, device)

@@ -1,4 +1,4 @@
-"""Who proposes the next trial: the known masks first, then a hyperopt algorithm, never twice the same.
+"""Who proposes the next trial: given points first, then a hyperopt algorithm, never twice the same.
 
 A `Proposer` is what hyperopt calls an ``algo``: a function of (new ids, domain, trials, seed). Two of
 its habits make a resumed search propose what an uninterrupted one would have: it ignores the seed that
@@ -8,8 +8,9 @@ and a proposal depends on nothing but the trials before it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,15 +22,13 @@ from fairtune.search.point import Point, SearchSpace
 from fairtune.seeding import seed as named_seed
 
 ATTEMPTS = 50
+Suggest = Callable[..., list[dict[str, Any]]]
 
 
-def algorithm(name: str, startup_trials: int) -> Callable[..., list[dict[str, Any]]]:
+def algorithm(name: str, startup_trials: int) -> Suggest:
     """Return hyperopt's suggest function of this name."""
     if name == "tpe":
-        suggest: Callable[..., list[dict[str, Any]]] = partial(
-            tpe.suggest, n_startup_jobs=startup_trials
-        )
-        return suggest
+        return partial(tpe.suggest, n_startup_jobs=startup_trials)
     if name == "atpe":
         try:
             from hyperopt import atpe
@@ -37,86 +36,80 @@ def algorithm(name: str, startup_trials: int) -> Callable[..., list[dict[str, An
             raise InputError(
                 "search.algorithm=atpe needs lightgbm: pip install 'hyperopt[ATPE]'"
             ) from None
-        return atpe.suggest  # type: ignore[no-any-return]
-    return {"rand": rand.suggest, "anneal": anneal.suggest}[name]  # type: ignore[no-any-return]
+        suggest: Suggest = atpe.suggest
+        return suggest
+    return {"rand": rand.suggest, "anneal": anneal.suggest}[name]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Proposer:
-    """Propose trials one by one.
-
-    Attributes
-    ----------
-    known
-        Points to try before the algorithm is asked, in order.
-    suggest
-        A hyperopt algorithm.
-    may_start
-        Asked before each proposal with all trials so far; False ends the search.
-    on_proposal
-        Told the number and point of each proposal before it runs: here its run is opened.
-    """
+    """Propose trials one by one."""
 
     space: SearchSpace
-    known: Sequence[Point]
-    suggest: Callable[..., list[dict[str, Any]]]
+    """What may be proposed."""
+    given: Sequence[Point]
+    """Points to try before the algorithm is asked, in order."""
+    suggest: Suggest
+    """A hyperopt algorithm."""
     seed: int
     may_start: Callable[[Trials], bool]
+    """Asked before each proposal with all trials so far; False ends the search."""
     on_proposal: Callable[[int, Point], None]
+    """Told the number and point of each proposal before it runs: here its run is opened."""
+    taken: set[int] = field(default_factory=set)
+    """Numbers of trials that a resumed search brings along."""
 
     def __call__(
         self, new_ids: list[int], domain: Domain, trials: Trials, seed: int
     ) -> list[dict[str, Any]]:
         """Propose one trial per new id; fewer, or none, ends the search."""
         docs: list[dict[str, Any]] = []
-        for number in new_ids:
+        for tid in new_ids:
             if not self.may_start(trials):
-                return docs
+                break
             seen = {self._point(doc).key for doc in [*trials._dynamic_trials, *docs]}
-            doc = self._known(number, domain, trials, seen) or self._new(
-                number, domain, trials, seen
-            )
-            if doc is None:  # every point of a small space was tried
-                return docs
-            self.on_proposal(number, self._point(doc))
-            docs.append(doc)
+            number = next(n for n in itertools.count() if n not in self.taken)
+            point = self._given(seen) or self._new(number, tid, domain, trials, seen)
+            if point is None:  # every point of a small space was tried
+                break
+            self.taken.add(number)
+            self.on_proposal(number, point)
+            docs.append(trial_doc(tid, point, self.space, domain, trials))
         return docs
 
     def _point(self, doc: dict[str, Any]) -> Point:
         return self.space.point_of_vals(doc["misc"]["vals"])
 
-    def _known(
-        self, number: int, domain: Domain, trials: Trials, seen: set[str]
-    ) -> dict[str, Any] | None:
-        for point in self.known:
-            if point.key not in seen:
-                return trial_doc(number, point, self.space, domain, trials)
-        return None
+    def _given(self, seen: set[str]) -> Point | None:
+        return next((point for point in self.given if point.key not in seen), None)
 
     def _new(
-        self, number: int, domain: Domain, trials: Trials, seen: set[str]
-    ) -> dict[str, Any] | None:
+        self, number: int, tid: int, domain: Domain, trials: Trials, seen: set[str]
+    ) -> Point | None:
         """Ask the algorithm, then chance, until the point is new."""
         for attempt in range(2 * ATTEMPTS):
             suggest = self.suggest if attempt < ATTEMPTS else rand.suggest
             draw = named_seed(self.seed, "proposal", number, attempt)
-            (doc,) = suggest([number], domain, trials, draw)
-            if self._point(doc).key not in seen:
-                return trial_doc(number, self._point(doc), self.space, domain, trials)
+            (doc,) = suggest([tid], domain, trials, draw)
+            point = self._point(doc)
+            if point.key not in seen:
+                return point
         return None
 
 
 def trial_doc(
-    number: int, point: Point, space: SearchSpace, domain: Domain, trials: Trials
+    tid: int, point: Point, space: SearchSpace, domain: Domain, trials: Trials
 ) -> dict[str, Any]:
     """Write a point as a hyperopt trial that has not run yet."""
     vals = space.vals(point)
     misc = {
-        "tid": number,
+        "tid": tid,
         "cmd": domain.cmd,
         "workdir": domain.workdir,
-        "idxs": {name: [number] for name in vals},
+        "idxs": {name: [tid] for name in vals},
         "vals": vals,
     }
-    (doc,) = trials.new_trial_docs([number], [None], [domain.new_result()], [misc])
-    return doc  # type: ignore[no-any-return]
+    docs: list[dict[str, Any]] = trials.new_trial_docs(
+        [tid], [None], [domain.new_result()], [misc]
+    )
+    return docs[0]

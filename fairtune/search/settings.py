@@ -76,8 +76,11 @@ class SearchSettings(_Section):
     learning_rate: LearningRateRange = LearningRateRange()
     known_masks: bool = Field(
         True,
-        description="Try all, none, norms only and attention only first, at train.learning_rate, so "
-        "that the search never ends below them on validation.",
+        description="Try all, none, norms only and attention only first, so that the search never "
+        "ends below them on validation.",
+    )
+    known_learning_rates: tuple[float, ...] | None = Field(
+        None, description="Learning rates of the known masks; null = train.learning_rate alone."
     )
     trials: int = Field(24, ge=1, description="Fine-tunes to make, the known masks among them.")
     max_minutes: float | None = Field(None, gt=0, description="No new trial after this wall time.")

@@ -54,7 +54,7 @@ def mask_tags(mask: Mask, workspace: Workspace) -> dict[str, object]:
         "fairtune.space": mask.space,
         "fairtune.mask": mask.fingerprint,
         "fairtune.dataset_digest": workspace.manifest.digest,
-        "fairtune.base_hash": workspace.base_hash,
+        "fairtune.base_hash": workspace.base.hash,
     }
 
 
@@ -133,7 +133,7 @@ def run_trial(
     log.log(metrics=facts, tags={"fairtune.pruned_at": result.stopped_at} if pruned else None)
     with tempfile.TemporaryDirectory() as folder:
         delta = Path(folder) / "delta.safetensors"
-        save_delta(delta, model, {"base_hash": workspace.base_hash, "mask": mask.fingerprint})
+        save_delta(delta, model, {"base_hash": workspace.base.hash, "mask": mask.fingerprint})
         log.file(delta)
         table = Path(folder) / "val.parquet"
         predictions_table(workspace.split("val"), result.probabilities).to_parquet(table)

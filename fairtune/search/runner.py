@@ -1,0 +1,136 @@
+"""The objective that hyperopt minimises: find the trial's run, fine-tune, answer with a loss."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hyperopt import STATUS_FAIL, STATUS_OK
+from mlflow.entities import Run
+
+from fairtune.config import Config
+from fairtune.fairness import Objective, get_objective
+from fairtune.interrupt import InterruptedSearchError, StopRequest
+from fairtune.peft import Mask
+from fairtune.search.point import Point, SearchSpace
+from fairtune.search.pruning import make_pruner
+from fairtune.search.trial import RUNG, Trial, mask_params, mask_tags, run_trial
+from fairtune.seeding import seed as named_seed
+from fairtune.tracking.runs import RunLog, one_line
+from fairtune.workspace import Workspace, open_workspace
+
+logger = logging.getLogger(__name__)
+
+NUMBER = "fairtune.number"
+KEY = "fairtune.key"
+ERROR = "fairtune.error"
+
+
+@dataclass(frozen=True)
+class TrialRunner:
+    """Run one proposal. Picklable: a worker process opens its own workspace and run.
+
+    The driver opens a trial's run when it proposes it, so that its number, its parameters and its
+    place under the parent do not depend on who runs it; the runner finds that run by its key. Run
+    again, after a worker was lost, it goes on in the same run.
+    """
+
+    config: Config
+    source: str | None
+    space: SearchSpace
+    parent: RunLog
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def open(self, number: int, point: Point) -> None:
+        """Open the run of a proposal: called in the driver, before the trial runs anywhere."""
+        workspace = self._workspace()
+        mask = workspace.mask(point.bits)
+        self.parent.child(
+            f"trial-{number:03d} {mask.space} {mask.short()}",
+            "trial",
+            params=mask_params(mask, point.learning_rate),
+            tags={NUMBER: number, KEY: point.key, **mask_tags(mask, workspace)},
+        )
+
+    def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """Fine-tune and judge one sample of the space; a failure ends this trial alone."""
+        point = self.space.point(sample)
+        run = self._run_of(point)
+        log = self.parent.sibling(run.info.run_id)
+        workspace = self._workspace()
+        objective = get_objective(self.config.search.objective)
+        mask = workspace.mask(point.bits)
+        try:
+            trial = self._trial(workspace, mask, point, run, log, objective)
+        except Exception as error:
+            logger.warning("trial %s failed: %s", run.data.tags[NUMBER], one_line(error))
+            logger.debug("trial failed", exc_info=True)
+            log.log(tags={ERROR: one_line(error)})
+            log.end("FAILED")
+            return {"status": STATUS_FAIL, "run_id": log.run_id, "error": one_line(error)}
+        if self.stop.requested and trial.stopped_at is None:
+            if trial.epochs < self.config.train.epochs:
+                log.end("KILLED")
+                raise InterruptedSearchError("stopped by Ctrl-C")
+        log.end()
+        return result_of(log.data(), objective)
+
+    def _trial(
+        self,
+        workspace: Workspace,
+        mask: Mask,
+        point: Point,
+        run: Run,
+        log: RunLog,
+        objective: Objective,
+    ) -> Trial:
+        pruning = self.config.search.pruning
+        return run_trial(
+            workspace,
+            mask,
+            point.learning_rate,
+            seed=named_seed(self.config.seed, "trial", int(run.data.tags[NUMBER])),
+            objective=objective,
+            log=log,
+            pruner=make_pruner(pruning),
+            rungs=pruning.rungs,
+            others_at=lambda rung: self._others_at(rung, log.run_id),
+            should_stop=lambda: self.stop.requested,
+        )
+
+    def _workspace(self) -> Workspace:
+        return open_workspace(self.config, self.source)
+
+    def _run_of(self, point: Point) -> Run:
+        (run, *_) = self.parent.children(
+            f"tags.`{KEY}` = '{point.key}' and attributes.status = 'RUNNING'"
+        )
+        return run
+
+    def _others_at(self, rung: int, run_id: str) -> list[float]:
+        """Read from the store what the other trials were worth at this rung."""
+        name = f"{RUNG}{rung:03d}"
+        return [
+            run.data.metrics[name]
+            for run in self.parent.children("tags.`fairtune.kind` = 'trial'")
+            if run.info.run_id != run_id and name in run.data.metrics
+        ]
+
+
+def result_of(run: Run, objective: Objective) -> dict[str, Any]:
+    """Read a closed trial's run as a hyperopt result; a resumed search sees the same values."""
+    if ERROR in run.data.tags:
+        return {"status": STATUS_FAIL, "run_id": run.info.run_id, "error": run.data.tags[ERROR]}
+    metrics = run.data.metrics
+    return {
+        "status": STATUS_OK,
+        "loss": objective.loss(metrics["objective"]),
+        "value": metrics["objective"],
+        "auroc": metrics["val/auroc"],
+        "epochs": int(metrics["epochs"]),
+        "pruned": "fairtune.pruned_at" in run.data.tags,
+        "number": int(run.data.tags[NUMBER]),
+        "run_id": run.info.run_id,
+    }

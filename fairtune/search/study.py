@@ -1,0 +1,244 @@
+"""The outer loop: propose, fine-tune, judge on validation, propose again.
+
+The study keeps nothing of its own: trials are nested runs in the tracking store, and a search that
+was cut off is rebuilt from them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hyperopt import JOB_STATE_DONE, STATUS_OK, Trials
+from hyperopt.base import Domain
+from mlflow.entities import Run
+from tqdm import tqdm
+
+from fairtune.errors import FairtuneError
+from fairtune.fairness import Objective, check_groups, get_objective
+from fairtune.search.executors import Executor
+from fairtune.search.point import Point, SearchSpace
+from fairtune.search.proposer import Proposer, algorithm, trial_doc
+from fairtune.search.runner import ERROR, KEY, NUMBER, TrialRunner, result_of
+from fairtune.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+
+class NoTrialError(FairtuneError):
+    """No trial of a search has succeeded."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class FinishedTrial:
+    """A trial that ended with a value: what the choice of candidates needs to know of it."""
+
+    number: int
+    point: Point
+    run_id: str
+    value: float
+    auroc: float
+    epochs: int
+    pruned: bool
+
+
+def search_space(workspace: Workspace) -> SearchSpace:
+    """Return what a search of this configuration may propose."""
+    rates = workspace.config.search.learning_rate
+    return SearchSpace(
+        bit_names=workspace.space.bit_names(workspace.base.model),
+        low=rates.low,
+        high=rates.high,
+        values=workspace.space.levels,
+    )
+
+
+def known_points(workspace: Workspace) -> list[Point]:
+    """Return the points a search tries first: the known masks at the known learning rates."""
+    settings = workspace.config.search
+    if not settings.known_masks:
+        return []
+    rates = settings.known_learning_rates or (workspace.config.train.learning_rate,)
+    masks = workspace.space.known_masks(workspace.base.model).values()
+    return [Point(bits, rate) for rate in rates for bits in masks]
+
+
+def run_study(runner: TrialRunner, executor: Executor, workspace: Workspace) -> list[FinishedTrial]:
+    """Run the trials of a search and return those that ended with a value, in order.
+
+    What the parent run already has is taken over: finished and failed trials count as they are;
+    trials that were cut off are closed as KILLED and repeated.
+
+    Raises
+    ------
+    UndefinedObjectiveError
+        Before any training, when a group of the validation split cannot be judged.
+    NoTrialError
+        When every trial failed; names the first reason.
+    InterruptedSearchError
+        When the user asked to stop.
+    """
+    settings = workspace.config.search
+    objective = get_objective(settings.objective)
+    val = workspace.split("val")
+    check_groups(val.labels, val.groups, objective, n_classes=len(val.classes))
+    trials = executor.trials()
+    past = _Past.of(runner.parent.children("tags.`fairtune.kind` = 'trial'"), runner.space)
+    past.close_unfinished(runner)
+    past.restore(trials, runner, objective)
+    with _Progress(settings.trials, objective) as progress:
+        progress.update(trials)
+        proposer = Proposer(
+            space=runner.space,
+            given=[*past.unfinished, *known_points(workspace)],
+            suggest=algorithm(settings.algorithm, settings.startup_trials),
+            seed=workspace.config.seed,
+            may_start=_Budget(workspace, runner, objective, progress.update),
+            on_proposal=runner.open,
+            taken=set(past.numbers),
+        )
+        executor.minimize(runner, proposer, trials)
+        progress.update(trials)
+    runner.stop.check()
+    return _finished(trials, runner.space, runner.parent.run_id)
+
+
+@dataclass
+class _Past:
+    """The trials that a parent run already has."""
+
+    done: list[tuple[Point, Run]] = field(default_factory=list)
+    unfinished: list[Point] = field(default_factory=list)
+    unfinished_runs: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, runs: Iterable[Run], space: SearchSpace) -> _Past:
+        past = cls()
+        for run in sorted(runs, key=lambda run: int(run.data.tags[NUMBER])):
+            point = point_of(run, space)
+            ended = run.info.status == "FINISHED" or ERROR in run.data.tags
+            if ended:
+                past.done.append((point, run))
+            else:
+                past.unfinished.append(point)
+                if run.info.status == "RUNNING":
+                    past.unfinished_runs.append(run.info.run_id)
+        return past
+
+    @property
+    def numbers(self) -> list[int]:
+        return [int(run.data.tags[NUMBER]) for _, run in self.done]
+
+    def close_unfinished(self, runner: TrialRunner) -> None:
+        for run_id in self.unfinished_runs:
+            runner.parent.sibling(run_id).end("KILLED")
+
+    def restore(self, trials: Trials, runner: TrialRunner, objective: Objective) -> None:
+        """Write the past into hyperopt's trials, as if this process had run them."""
+        domain = Domain(runner, runner.space.expression())
+        docs = []
+        for tid, (point, run) in enumerate(self.done):
+            doc = trial_doc(tid, point, runner.space, domain, trials)
+            doc["state"] = JOB_STATE_DONE
+            doc["result"] = result_of(run, objective)
+            docs.append(doc)
+        if docs:
+            trials.insert_trial_docs(docs)
+            trials.refresh()
+            logger.info("took over %d trials", len(docs))
+
+
+def point_of(run: Run, space: SearchSpace) -> Point:
+    """Read a trial's point back from its run's parameters."""
+    params = run.data.params
+    return Point(
+        tuple(int(params[f"mask.{name}"]) for name in space.bit_names),
+        float(params["learning_rate"]),
+    )
+
+
+@dataclass
+class _Budget:
+    """Whether another trial may start; asked by the proposer."""
+
+    workspace: Workspace
+    runner: TrialRunner
+    objective: Objective
+    tell: Callable[[Trials], None]
+    started: float = field(default_factory=time.monotonic)
+
+    def __call__(self, trials: Trials) -> bool:
+        self.tell(trials)
+        settings = self.workspace.config.search
+        results = [doc["result"] for doc in trials._dynamic_trials]
+        values = [r["value"] for r in results if r.get("status") == STATUS_OK]
+        epochs = sum(r.get("epochs", 0) for r in results)
+        minutes = (time.monotonic() - self.started) / 60
+        reasons = {
+            "stopped by Ctrl-C": self.runner.stop.requested,
+            f"{settings.trials} trials": len(results) >= settings.trials,
+            f"{settings.max_minutes} minutes": minutes >= (settings.max_minutes or float("inf")),
+            f"{settings.max_epochs} epochs": epochs >= (settings.max_epochs or float("inf")),
+            f"no better for {settings.patience} trials": self._stale(values, settings.patience),
+        }
+        for reason, reached in reasons.items():
+            if reached:
+                logger.info("no further trial: %s", reason)
+                return False
+        return True
+
+    def _stale(self, values: list[float], patience: int | None) -> bool:
+        if patience is None or len(values) <= patience:
+            return False
+        losses = [self.objective.loss(value) for value in values]
+        return min(losses[-patience:]) >= min(losses[:-patience])
+
+
+class _Progress:
+    """A bar over the trials with the best value so far, on stderr."""
+
+    def __init__(self, total: int, objective: Objective) -> None:
+        self.objective = objective
+        self.bar = tqdm(total=total, unit="trial", desc="search", dynamic_ncols=True)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def update(self, trials: Trials) -> None:
+        results = [doc["result"] for doc in trials._dynamic_trials if doc["state"] == JOB_STATE_DONE]
+        values = [r["value"] for r in results if r.get("status") == STATUS_OK]
+        if values:
+            best = min(values, key=self.objective.loss)
+            self.bar.set_postfix_str(f"best {self.objective.name} {best:.3f}", refresh=False)
+        self.bar.update(len(results) - self.bar.n)
+
+
+def _finished(trials: Trials, space: SearchSpace, parent: str) -> list[FinishedTrial]:
+    docs: list[dict[str, Any]] = [
+        doc for doc in trials._dynamic_trials if doc["result"].get("status") == STATUS_OK
+    ]
+    if not docs:
+        errors = [d["result"]["error"] for d in trials._dynamic_trials if "error" in d["result"]]
+        reason = errors[0] if errors else "no trial was started"
+        raise NoTrialError(f"no trial of run {parent} succeeded; the first failed with: {reason}")
+    return [
+        FinishedTrial(
+            number=doc["result"]["number"],
+            point=space.point_of_vals(doc["misc"]["vals"]),
+            run_id=doc["result"]["run_id"],
+            value=doc["result"]["value"],
+            auroc=doc["result"]["auroc"],
+            epochs=doc["result"]["epochs"],
+            pruned=doc["result"]["pruned"],
+        )
+        for doc in docs
+    ]
+
