@@ -1,0 +1,151 @@
+"""Finding the files of a download in the layouts that people really have."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fairtune.data.references import MEMBER
+from fairtune.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".npy", ".dcm")
+_JUNK = ("__MACOSX/", "._")  # what macOS adds to archives
+
+
+def download(source: Path | None, name: str, page: str) -> Path:
+    """Return the folder of a download, or say where the data set is to be had."""
+    if source is None:
+        raise InputError(f"data set {name!r} needs --source DIR, its official download ({page})")
+    if not source.is_dir():
+        raise InputError(f"no folder {str(source)!r}; --source is the official download ({page})")
+    return source.resolve()
+
+
+def find(source: Path, *patterns: str, what: str, page: str = "") -> Path:
+    """Find a file or folder by its name (patterns in order of preference), nested two levels at most.
+
+    Case does not matter. Among several matches of one pattern the least nested wins, then the
+    first by name.
+
+    Raises
+    ------
+    InputError
+        If nothing matches: says what was looked for, where, and where it is to be had.
+    """
+    found = find_all(source, *patterns)
+    if not found:
+        hint = f"; it is part of the official download ({page})" if page else ""
+        raise InputError(f"{source}: no {what} (looked for {', '.join(patterns)}){hint}")
+    return found[0]
+
+
+def find_all(source: Path, *patterns: str) -> list[Path]:
+    """Find all files and folders by name, best first (see `find`); empty if there are none."""
+    levels = [sorted(_visible(source))]
+    for _ in range(2):
+        levels.append(
+            sorted(child for path in levels[-1] if path.is_dir() for child in _visible(path))
+        )
+    return [
+        path
+        for pattern in patterns
+        for level in levels
+        for path in level
+        if fnmatch(path.name.lower(), pattern.lower())
+    ]
+
+
+def image_references(root: Path, places: Sequence[Path]) -> dict[str, str]:
+    """Map the stem of each image in zip archives and folders (and below) to its reference.
+
+    The first place that has a stem wins, so name the preferred place first.
+    """
+    found: dict[str, str] = {}
+    for place in places:
+        relative = place.relative_to(root).as_posix()
+        if place.is_dir():
+            prefix = "" if relative == "." else f"{relative}/"
+            members = ((name, f"{prefix}{name}") for name in _files_below(place))
+        else:
+            members = ((name, f"{relative}{MEMBER}{name}") for name in zip_names(place))
+        for name, reference in members:
+            stem, suffix = os.path.splitext(name.rsplit("/", 1)[-1])
+            if suffix.lower() in IMAGE_SUFFIXES:
+                found.setdefault(stem, reference)
+    return found
+
+
+def zip_names(path: Path) -> list[str]:
+    """List the files in a zip archive; a damaged one is an `InputError`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: no readable zip archive ({error}); download it again") from None
+    return [name for name in names if not name.endswith("/") and not _is_junk(name)]
+
+
+def attach_images(
+    table: pd.DataFrame,
+    references: Mapping[str, str],
+    key: str,
+    *,
+    where: str,
+    allow_missing: bool = False,
+) -> tuple[pd.DataFrame, dict[str, object]]:
+    """Add the column `image`; rows whose image is nowhere are refused, or dropped and listed.
+
+    Parameters
+    ----------
+    table
+        With the column `key`, the stem of each row's image.
+    references
+        From `image_references`.
+    where
+        What error messages call the place that was searched.
+    allow_missing
+        Whether rows without an image are dropped.
+
+    Returns
+    -------
+    tuple
+        The rows that have an image, and a note for the provenance (empty if nothing is missing).
+    """
+    image = table[key].astype(str).map(references)
+    missing = table.loc[image.isna(), key].astype(str).tolist()
+    if missing and not allow_missing:
+        raise InputError(
+            f"{where}: {len(missing):,} of {len(table):,} images are missing, the first is "
+            f"{missing[0]!r}; complete the download, or drop their rows with --allow-missing"
+        )
+    if len(missing) == len(table):
+        raise InputError(f"{where}: not one of the {len(table):,} images is there")
+    note: dict[str, object] = {"missing": missing} if missing else {}
+    return table.assign(image=image)[np.asarray(image.notna())].reset_index(drop=True), note
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    try:
+        children = list(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror or error}") from None
+    return (child for child in children if not child.name.startswith("."))
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    """Yield the paths of all files below a folder, relative to it, in a fixed order."""
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        relative = os.path.relpath(place, folder)
+        prefix = "" if relative == "." else f"{relative}/".replace(os.sep, "/")
+        yield from (prefix + name for name in sorted(files) if not _is_junk(prefix + name))
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(_JUNK[0]) or name.rsplit("/", 1)[-1].startswith(_JUNK[1])

@@ -1,0 +1,183 @@
+"""Reading the tables that come with images, and saying exactly what is wrong with them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fairtune.errors import InputError
+
+_DELIMITERS = ",;\t|"
+_NO_VALUE = ("", "na", "n/a", "nan", "none", "null")
+
+
+class Table:
+    """A table as it was read, which knows its file, so that errors name file, row and column.
+
+    Rows are numbered as a spreadsheet shows them: the header is row 1.
+
+    Parameters
+    ----------
+    frame
+        All values as text, missing ones as NaN.
+    path
+        The file.
+    first_row
+        The number of the first data row in the file.
+    """
+
+    def __init__(self, frame: pd.DataFrame, path: Path, first_row: int = 2) -> None:
+        self.frame = frame
+        self.path = path
+        self.first_row = first_row
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def error(self, row: int, column: str, what: str) -> InputError:
+        """Build an error about one cell; `row` is a position."""
+        return InputError(f"{self.path}: row {row + self.first_row}, column {column!r}: {what}")
+
+    def column(self, *names: str) -> str:
+        """Return the first of these columns that the table has, ignoring case; refuse if none."""
+        known = {str(name).strip().lower(): str(name) for name in self.frame.columns}
+        for name in names:
+            if name.lower() in known:
+                return known[name.lower()]
+        raise InputError(
+            f"{self.path}: no column {' or '.join(map(repr, names))} "
+            f"(it has: {', '.join(map(str, self.frame.columns))})"
+        )
+
+    def has(self, name: str) -> bool:
+        """Tell whether the table has a column, ignoring case."""
+        return name.lower() in {str(column).strip().lower() for column in self.frame.columns}
+
+    def text(self, *names: str, required: bool = True) -> pd.Series:
+        """Return a column as stripped text; with `required`, an empty cell is refused."""
+        name = self.column(*names)
+        values = self.frame[name].astype("string").str.strip()
+        values = values.mask(values.str.lower().isin(_NO_VALUE))
+        if required and values.isna().any():
+            raise self.error(int(np.argmax(values.isna())), name, "is empty")
+        return values
+
+    def unique(self, *names: str) -> pd.Series:
+        """Return a column of ids: none empty, none twice."""
+        values = self.text(*names)
+        repeated = values.duplicated()
+        if repeated.any():
+            row = int(np.argmax(repeated))
+            raise self.error(row, self.column(*names), f"{values.iloc[row]!r} occurs twice")
+        return values
+
+    def numbers(self, *names: str, least: float = -np.inf, most: float = np.inf) -> pd.Series:
+        """Return a column of numbers, NaN where empty; text and values out of bounds are refused."""
+        text = self.text(*names, required=False)
+        values = pd.to_numeric(text, errors="coerce").astype(float)
+        name = self.column(*names)
+        wrong = (text.notna() & values.isna()).to_numpy(bool)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise self.error(row, name, f"{text.iloc[row]!r} is not a number")
+        outside = ((values < least) | (values > most)).to_numpy(bool)
+        if outside.any():
+            row = int(np.argmax(outside))
+            raise self.error(row, name, f"{text.iloc[row]!r} is not within {least:g} to {most:g}")
+        return values
+
+    def choices(self, *names: str, values: Mapping[str, Any], required: bool = True) -> pd.Series:
+        """Return a column with each text replaced by what `values` maps it to, ignoring case.
+
+        Empty cells stay missing unless `required`; a text that is not in `values` is refused, as a
+        misspelt one would otherwise be lost in silence.
+        """
+        text = self.text(*names, required=required)
+        lower = {str(key).lower(): value for key, value in values.items()}
+        found = text.str.lower().map(lower)
+        wrong = (text.notna() & ~text.str.lower().isin(list(lower))).to_numpy(bool)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            known = ", ".join(map(str, values))
+            raise self.error(row, self.column(*names), f"{text.iloc[row]!r} is not one of: {known}")
+        return found
+
+    def where(self, keep: pd.Series | np.ndarray) -> np.ndarray:
+        """Return a mask as plain booleans, missing as False."""
+        return np.asarray(pd.Series(keep).fillna(False), dtype=bool)
+
+
+def read_table(path: Path, *, sheet_header: Sequence[str] | None = None, skip: int = 0) -> Table:
+    """Read CSV (any usual delimiter, with or without BOM, any line ends), Excel or Parquet as text.
+
+    Parameters
+    ----------
+    path
+        The file; the kind is told from its suffix, CSV if there is none that is known.
+    sheet_header
+        Names for the columns of an Excel sheet whose own header is of no use.
+    skip
+        Header rows of that sheet.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, empty, of one column only or no table.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".xlsx", ".xls"):
+            frame = _read_excel(path, sheet_header, skip)
+        elif suffix in (".parquet", ".pq"):
+            frame = pd.read_parquet(path)
+        else:
+            frame = _read_csv(path)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"no file {path}") from None
+    except Exception as error:  # each parser has errors of its own
+        raise InputError(f"{path}: no readable table ({' '.join(str(error).split())})") from None
+    frame.columns = pd.Index([str(name).strip() for name in frame.columns])
+    repeated = frame.columns[frame.columns.duplicated()]
+    if len(repeated):
+        raise InputError(f"{path}: column {repeated[0]!r} occurs twice")
+    if len(frame) == 0:
+        raise InputError(f"{path}: the table has no rows")
+    return Table(frame, path, first_row=2 if sheet_header is None else skip + 1)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    raw = path.read_bytes()
+    if not raw.strip():
+        raise InputError(f"{path}: the file is empty")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("cp1252")  # what spreadsheets write where they do not write UTF-8
+    header = text.lstrip("\r\n").splitlines()[0]
+    delimiter = max(_DELIMITERS, key=lambda mark: len(next(csv.reader([header], delimiter=mark))))
+    return pd.read_csv(
+        io.StringIO(text), sep=delimiter, dtype=str, keep_default_na=False, skip_blank_lines=True
+    )
+
+
+def _read_excel(path: Path, names: Sequence[str] | None, skip: int) -> pd.DataFrame:
+    try:
+        import openpyxl  # noqa: F401
+    except ImportError:
+        raise InputError(f"{path} needs openpyxl: pip install 'fairtune[medical]'") from None
+    if names is None:
+        return pd.read_excel(path, dtype=str)
+    frame = pd.read_excel(path, header=None, skiprows=skip, dtype=str)
+    frame = frame.iloc[:, : len(names)]
+    if frame.shape[1] < len(names):
+        raise InputError(f"{path}: {frame.shape[1]} columns, not {', '.join(names)}")
+    frame.columns = pd.Index(list(names))
+    return frame
