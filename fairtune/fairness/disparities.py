@@ -82,7 +82,7 @@ def disparity_reasons(
 
 
 def worst(metric: str, values: Sequence[float]) -> float:
-    """Return the worst of one disparity's values over several attributes; NaN if none is defined."""
+    """Return the worst of a disparity's values over several attributes; NaN if none is defined."""
     return _max(values) if DISPARITIES[metric] else _min(values)
 
 

@@ -78,8 +78,8 @@ def undefined_reason(metric: str, n_by_class: tuple[int, ...]) -> str | None:
 def predict(y_score: Floats, threshold: float | None) -> Labels:
     """Decide (N,) classes from (N, C) probabilities: class 1 from the threshold on, else argmax."""
     if threshold is None:
-        return np.argmax(y_score, axis=1).astype(np.intp)
-    return (y_score[:, 1] >= threshold).astype(np.intp)
+        return np.asarray(y_score.argmax(axis=1))
+    return np.asarray(y_score[:, 1] >= threshold).astype(np.intp)
 
 
 def measure(y_true: Labels, y_score: Floats, y_pred: Labels) -> GroupMetrics:

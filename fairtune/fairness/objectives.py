@@ -27,8 +27,8 @@ from fairtune.fairness.validation import check_labels
 from fairtune.registry import Registry
 
 ADVICE = (
-    "merge small groups into larger ones, remove levels without rows, drop the attribute, or choose "
-    "an objective that does not need this, such as accuracy"
+    "merge small groups into larger ones, remove levels without rows, drop the attribute, or "
+    "choose an objective that does not need this, such as accuracy"
 )
 _SHOWN = 5  # an attribute that was never binned would fill the screen
 
