@@ -1,0 +1,5 @@
+"""Run ``python -m fairtune``."""
+
+from fairtune.cli import main
+
+main()

@@ -1,0 +1,247 @@
+"""The main job: search, choose, evaluate once, register. Reads from top to bottom like its story."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from fairtune.config import Config, differing_keys, parse_config
+from fairtune.errors import InputError
+from fairtune.fairness import get_objective
+from fairtune.interrupt import StopRequest
+from fairtune.peft import Mask
+from fairtune.search.executors import Executor, make_executor
+from fairtune.search.final import (
+    BASELINES,
+    FinalRunner,
+    Standing,
+    baselines,
+    choose_candidates,
+    pick_winner,
+    standings,
+)
+from fairtune.search.runner import TrialRunner
+from fairtune.search.study import FinishedTrial, run_study, search_space
+from fairtune.search.trial import mask_params, mask_tags
+from fairtune.search.winner import FinalEvaluation, comparison, evaluate_finals, load_model
+from fairtune.serving.spec import ServingSpec
+from fairtune.tracking.registry import RegisteredVersion, register_model
+from fairtune.tracking.runs import RunLog, log_dataset, open_run
+from fairtune.workspace import Workspace, open_workspace
+
+logger = logging.getLogger(__name__)
+
+BUDGET_KEYS = (
+    "device",
+    "search.executor",
+    "search.max_epochs",
+    "search.max_minutes",
+    "search.parallelism",
+    "search.patience",
+    "search.spark_master",
+    "search.trials",
+)
+EXPERIMENT = "fairtune"
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """What a search came to."""
+
+    run_id: str
+    best_run_id: str
+    mask: Mask
+    learning_rate: float
+    comparison: pd.DataFrame
+    """One row per model, the winner first; see `winner.comparison`."""
+    metrics: dict[str, float]
+    """The winner's headline figures on validation and test."""
+    version: RegisteredVersion | None
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a script needs next."""
+        return {
+            "run_id": self.run_id,
+            "best_run_id": self.best_run_id,
+            "mask": self.mask.text,
+            "mask_fingerprint": self.mask.fingerprint,
+            "trained_share": self.mask.share,
+            "learning_rate": self.learning_rate,
+            "model_name": self.version.name if self.version else None,
+            "model_version": self.version.version if self.version else None,
+            "metrics": self.metrics,
+        }
+
+
+def search(
+    config: Config, source: str | None, stop: StopRequest, *, resume: str | None = None
+) -> SearchOutcome:
+    """Search for the mask, choose the winner, evaluate it on test once, and register it.
+
+    Parameters
+    ----------
+    source
+        Folder with the data set's official download; None for those that need none.
+    resume
+        Run id of an earlier search of the same configuration to continue.
+
+    Raises
+    ------
+    InputError
+        Anything the user can mend, before any training where that is possible.
+    """
+    workspace = open_workspace(config, source)
+    with open_run("search", run_name(config), experiment=EXPERIMENT, resume=resume) as log:
+        if resume:
+            check_resumable(log, config)
+        executor = make_executor(config.search)
+        describe(log, workspace, source)
+        runner = TrialRunner(config, source, search_space(workspace), log, stop)
+        trials = run_study(runner, executor, workspace)
+        finals = run_finals(log, workspace, trials, executor, source, stop)
+        objective = get_objective(config.search.objective)
+        contenders = [s for s in finals if s.candidate.name not in BASELINES]
+        winner = pick_winner(contenders, objective, config.search.final)
+        shown = [winner, *(s for s in finals if s.candidate.name in BASELINES)]
+        evaluations = evaluate_finals(workspace, log, shown)
+        return conclude(log, workspace, winner, evaluations)
+
+
+def run_name(config: Config) -> str:
+    """Name a search for people."""
+    groups = " ".join(config.data.attributes)
+    return f"search {config.data.name} {groups} {config.search.space}"
+
+
+def check_resumable(log: RunLog, config: Config) -> None:
+    """Refuse to continue a search with another configuration, except for its budget."""
+    if log.data().data.tags.get("fairtune.kind") != "search":
+        raise InputError(f"run {log.run_id} is not a search; only a search can be resumed")
+    before = parse_config(yaml.safe_load(log.read_text("config.yaml")), f"run {log.run_id}")
+    changed = [key for key in differing_keys(before, config) if key not in BUDGET_KEYS]
+    if changed:
+        raise InputError(
+            f"run {log.run_id} was started with other values of {', '.join(changed)}; resume with "
+            "its own config.yaml, or start a new search"
+        )
+
+
+def describe(log: RunLog, workspace: Workspace, source: str | None) -> None:
+    """Write to a run what it is about: configuration, data set, base model."""
+    config = workspace.config
+    log.text("config.yaml", config.to_yaml())
+    log.log(
+        tags={
+            "fairtune.space": workspace.space.name,
+            "fairtune.objective": get_objective(config.search.objective).name,
+            "fairtune.dataset": config.data.name,
+            "fairtune.dataset_digest": workspace.manifest.digest,
+            "fairtune.base_hash": workspace.base.hash,
+            **({"fairtune.source": source} if source else {}),
+        }
+    )
+    log_dataset(
+        log,
+        workspace.manifest.table,
+        name=config.data.name,
+        digest=workspace.manifest.digest,
+        context="training",
+    )
+
+
+def run_finals(
+    log: RunLog,
+    workspace: Workspace,
+    trials: list[FinishedTrial],
+    executor: Executor,
+    source: str | None,
+    stop: StopRequest,
+) -> list[Standing]:
+    """Fine-tune the best trials and the baselines again, each with several fresh seeds."""
+    config = workspace.config
+    objective = get_objective(config.search.objective)
+    masks = {trial.number: workspace.mask(trial.point.bits) for trial in trials}
+    settings = config.search.final
+    candidates = choose_candidates(trials, objective, settings.candidates, masks)
+    candidates += baselines(workspace, trials, objective)
+    jobs = [(candidate, index) for candidate in candidates for index in range(settings.seeds)]
+    logger.info("fine-tuning %d candidates again, %d seeds each", len(candidates), settings.seeds)
+    runs = executor.map(FinalRunner(config, source, log, stop), jobs)
+    stop.check()
+    return standings(runs)
+
+
+def conclude(
+    log: RunLog,
+    workspace: Workspace,
+    winner: Standing,
+    evaluations: dict[str, list[FinalEvaluation]],
+) -> SearchOutcome:
+    """Copy the winner to the parent run, tabulate it beside the baselines, and register it."""
+    typical = next(
+        e for e in evaluations[winner.candidate.name] if e.run.run_id == winner.typical.run_id
+    )
+    best = log.sibling(typical.run.run_id)
+    model, mask = load_model(workspace, best)
+    table = comparison(evaluations, winner.candidate.name)
+    metrics = {
+        key: value
+        for key, value in best.data().data.metrics.items()
+        if key.partition("/")[0] in typical.reports or key == "threshold"
+    }
+    metrics["winners_curse"] = winner.candidate.first_value - winner.mean
+    rate = winner.candidate.learning_rate
+    params = mask_params(mask, rate)
+    log.log(
+        metrics=metrics,
+        params={**params, "trial": winner.candidate.name},
+        tags={**mask_tags(mask, workspace), "fairtune.best_run_id": best.run_id},
+    )
+    log.text("comparison.csv", table.to_csv(index=False))
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("mask.json", "reports.json", "groups.csv", "delta.safetensors", "predictions"):
+            path = best.download(name, folder)
+            log.client.log_artifacts(log.run_id, str(path), name) if path.is_dir() else log.file(path)
+    version = register(log, workspace, model, typical, mask)
+    headline = {k: v for k, v in metrics.items() if "by_" not in k and not k.startswith("train/")}
+    return SearchOutcome(log.run_id, best.run_id, mask, rate, table, headline, version)
+
+
+def register(
+    log: RunLog, workspace: Workspace, model: Any, best: FinalEvaluation, mask: Mask
+) -> RegisteredVersion | None:
+    """Register the winner under the configured name and alias."""
+    config = workspace.config
+    if config.register_as.name is None:
+        return None
+    test = best.reports["test"].headline
+    spec = ServingSpec(
+        architecture=config.model.architecture,
+        options=config.model.options,
+        image_size=workspace.spec.size,
+        mean=workspace.spec.mean,
+        std=workspace.spec.std,
+        classes=workspace.manifest.classes,
+        threshold=best.threshold,
+        name=config.register_as.name,
+    )
+    return register_model(
+        log.run_id,
+        config.register_as.name,
+        model.cpu(),
+        spec,
+        tags={k: str(v) for k, v in mask_tags(mask, workspace).items()},
+        description=(
+            f"{config.model.architecture} fine-tuned on {config.data.name} under mask "
+            f"`{mask.text}` ({mask.share:.1%} of the parameters). Test AUROC {test['auroc']:.3f}, "
+            f"worst group {test['worst_group_auroc']:.3f}."
+        ),
+        alias=config.register_as.alias,
+    )
+
+
