@@ -53,8 +53,9 @@ def requirements() -> list[str]:
 def signature(spec: ServingSpec) -> ModelSignature:
     """Describe input and output: one text column in; label, probabilities, threshold, error out.
 
-    A text column rather than a typed object: MLflow quotes the whole request back when a typed
-    object does not validate.
+    A text column rather than a typed object, and an optional one: MLflow quotes the whole request
+    back when an object does not validate or a required column is missing. The model itself says
+    which row has no image.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
@@ -68,7 +69,7 @@ def signature(spec: ServingSpec) -> ModelSignature:
         *optional(DataType.string, "model_version", "error"),
     ]
     return ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, IMAGE_COLUMN)]), outputs=Schema(outputs)
+        inputs=Schema(optional(DataType.string, IMAGE_COLUMN)), outputs=Schema(outputs)
     )
 
 

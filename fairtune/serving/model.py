@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import yaml
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from fairtune.serving.predictor import Predictor
 from fairtune.serving.spec import SPEC_FILE
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 IMAGE_COLUMN = "image"
 # MLflow writes this file beside a model that it downloads by its registered name.
@@ -36,12 +34,14 @@ class ServedModel(PythonModel):
         self.predictor = Predictor.load(folder, version=_registered_version(folder))
 
     def predict(  # type: ignore[override]
-        self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None
+        self,
+        context: PythonModelContext,
+        model_input: pd.DataFrame,  # a typed object would be quoted back when it does not validate
+        params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Answer each row of `model_input`, a DataFrame with the column `image`."""
-        import pandas as pd
-
-        rows = [_missing_as_none(value) for value in model_input[IMAGE_COLUMN]]
+        """Answer each row of `model_input`, a table with the column `image`."""
+        column = model_input.get(IMAGE_COLUMN, [None] * len(model_input))
+        rows = [_missing_as_none(value) for value in column]
         # Object columns keep None, which JSON writes as null; NaN would be no JSON at all.
         return pd.DataFrame(self.predictor.predict(rows), dtype=object)
 

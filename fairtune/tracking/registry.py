@@ -232,7 +232,6 @@ def _log(run_id: str, spec: ServingSpec, folder: Path, code: Path) -> str:
         pip_requirements=bundle.requirements(),
         signature=bundle.signature(spec),
         input_example=bundle.input_example(spec),
-        validate_serving_input=False,  # _check_prediction asks more
     )
     return str(info.model_id)
 

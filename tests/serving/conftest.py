@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from serving.samples import tiny_model, tiny_spec
+
+from fairtune.tracking.registry import register_model
+
+
+@pytest.fixture(scope="session")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A store with the champion `moles`; gives the store's URI."""
+    folder = tmp_path_factory.mktemp("registered")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    client = MlflowClient()
+    experiment = client.create_experiment("e", (folder / "artifacts").as_uri())
+    run = client.create_run(experiment)
+    client.set_terminated(run.info.run_id)
+    register_model(run.info.run_id, "moles", tiny_model(), tiny_spec())
+    yield uri
+    mlflow.set_tracking_uri(before)
+    mlflow.set_registry_uri("")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def image_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    from serving.samples import image_bytes
+
+    folder = tmp_path_factory.mktemp("images")
+    paths = [folder / f"{seed}.jpg" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        path.write_bytes(image_bytes(seed))
+    return paths

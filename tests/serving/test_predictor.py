@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import base64
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from serving.samples import encode, image_bytes, png_bomb, tiny_model, tiny_spec
+
+from fairtune.data.images import load_image
+from fairtune.errors import InputError
+from fairtune.serving import predictor as texts
+from fairtune.serving.predictor import Predictor, probability_columns
+from fairtune.serving.spec import SPEC_FILE, WEIGHTS_FILE, ServingSpec, export_model, load_exported
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor(tiny_model(), tiny_spec(), version="tiny/1", device="cpu")
+
+
+def expected(data: bytes, model: torch.nn.Module, spec: ServingSpec) -> np.ndarray:
+    """The same answer by another road: float64 arithmetic on the training pixels."""
+    pixels = load_image(data, spec.image_size).astype(np.float64) / 255
+    x = torch.from_numpy((pixels - spec.mean) / spec.std).permute(2, 0, 1)[None].float()
+    with torch.no_grad():
+        return model(x).softmax(1)[0].numpy()
+
+
+def test_answers_equal_the_model_on_the_training_pixels(predictor: Predictor) -> None:
+    images = [image_bytes(seed, kind=kind) for seed in range(5) for kind in ("JPEG", "PNG")]
+    answers = predictor.predict([encode(data) for data in images])
+    want = [expected(data, tiny_model(), predictor.spec) for data in images]
+    got = [[row[key] for key in probability_columns(predictor.spec.classes)] for row in answers]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert np.ptp(np.array(got)[:, 1]) > 0.05, "the images must not all get one answer"
+
+
+def test_threshold_decides_between_two_classes() -> None:
+    row = encode(image_bytes(3))
+    (probe,) = Predictor(tiny_model(), tiny_spec(), device="cpu").predict([row])
+    score = probe["probability_malignant"]
+    for threshold, label in ((score - 1e-4, "malignant"), (score + 1e-4, "benign")):
+        spec = tiny_spec(threshold=threshold)
+        (answer,) = Predictor(tiny_model(), spec, device="cpu").predict([row])
+        assert answer["label"] == label
+        assert answer["threshold"] == threshold
+
+
+def test_more_classes_answer_the_most_probable() -> None:
+    spec = tiny_spec(classes=("a", "b", "c"), threshold=None)
+    (answer,) = Predictor(tiny_model(3), spec, device="cpu").predict([encode(image_bytes())])
+    scores = {name: answer[f"probability_{name}"] for name in spec.classes}
+    assert answer["label"] == max(scores, key=scores.__getitem__)
+    assert answer["threshold"] is None
+    assert sum(scores.values()) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("row", "error"),
+    [
+        (None, texts.NOT_TEXT),
+        (7, texts.NOT_TEXT),
+        ("", texts.EMPTY),
+        ("data:image/png;base64,", texts.EMPTY),
+        ("SECRET!!", texts.NOT_BASE64),
+        ("SECRETé", texts.NOT_BASE64),
+        ("A", texts.NOT_BASE64),
+        (encode(b"SECRET text, no image"), "image is damaged or of an unknown kind"),
+        (encode(image_bytes()[:300]), texts.NOT_AN_IMAGE),
+        (encode(png_bomb()), texts.TOO_MANY_PIXELS.format(limit=2**25)),
+        (encode(png_bomb(7_000)), texts.TOO_MANY_PIXELS.format(limit=2**25)),
+        (encode(b"\x93NUMPY\x01\x00SECRET"), texts.NOT_AN_IMAGE),
+    ],
+)
+def test_a_bad_row_says_why_and_leaves_its_neighbours_alone(
+    predictor: Predictor, row: object, error: str
+) -> None:
+    good = encode(image_bytes(1))
+    first, bad, last = predictor.predict([good, row, good])
+    assert bad["error"].startswith(error)
+    assert "SECRET" not in bad["error"]
+    assert bad["label"] is None
+    assert bad["probability_benign"] is None
+    assert first["error"] is None
+    assert first == last
+
+
+def test_limits_on_size_and_rows() -> None:
+    data = image_bytes()
+    small = Predictor(tiny_model(), tiny_spec(max_image_bytes=len(data) - 1, max_rows=2))
+    answers = small.predict([encode(data), encode(image_bytes(size=(8, 8))), "", ""])
+    limit = len(data) - 1
+    assert answers[0]["error"] == texts.TOO_LONG.format(limit=limit)
+    assert [row["error"] for row in answers[2:]] == [texts.TOO_MANY.format(limit=2)] * 2
+
+
+def test_line_breaks_and_data_urls_are_fine(predictor: Predictor) -> None:
+    data = image_bytes()
+    wrapped = base64.encodebytes(data).decode()
+    plain, lines, url = predictor.predict(
+        [encode(data), wrapped, "data:image/jpeg;base64," + wrapped]
+    )
+    assert plain == lines == url
+
+
+def test_callers_at_once_get_their_own_answers(predictor: Predictor) -> None:
+    rows = [encode(image_bytes(seed)) for seed in range(40)]
+    alone = [predictor.predict([row])[0]["probability_malignant"] for row in rows]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            together = [
+                found[0]["probability_malignant"]
+                for found in pool.map(predictor.predict, [[row] for row in rows])
+            ]
+            np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_a_failing_model_is_an_error_of_the_row_and_not_the_end() -> None:
+    class Moody(torch.nn.Module):
+        broken = True
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.broken:
+                raise RuntimeError("SECRET")
+            return torch.full((len(x), 2), torch.nan if self.broken is None else 0.0)
+
+    model = Moody()
+    predictor = Predictor(model, tiny_spec(), device="cpu")
+    row = encode(image_bytes())
+    assert predictor.predict([row])[0]["error"] == texts.FAILED
+    model.broken = None  # answers that are no numbers
+    assert predictor.predict([row])[0]["error"] == texts.FAILED
+    model.broken = False
+    assert predictor.predict([row])[0]["error"] is None
+
+
+def test_export_and_load_keep_model_and_spec(tmp_path) -> None:
+    model, spec = tiny_model(), tiny_spec()
+    again, read = load_exported(export_model(model, spec, tmp_path / "out"))
+    assert read == spec
+    assert not again.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_a_damaged_export_says_what_is_wrong(tmp_path) -> None:
+    folder = export_model(tiny_model(), tiny_spec(), tmp_path)
+    spec_text = (folder / SPEC_FILE).read_text()
+    (folder / SPEC_FILE).write_text(
+        tiny_spec(options={**tiny_spec().options, "depth": 3}).to_json()
+    )
+    with pytest.raises(InputError, match="do not fit"):
+        load_exported(folder)
+    (folder / SPEC_FILE).write_text(spec_text.replace('"format": 1', '"format": 2'))
+    with pytest.raises(InputError, match="format 2"):
+        load_exported(folder)
+    (folder / WEIGHTS_FILE).unlink()
+    with pytest.raises(InputError, match=WEIGHTS_FILE):
+        load_exported(folder)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"classes": ("a",)}, {"classes": ("a", "a")}, {"threshold": 1.5}, {"max_rows": 0}]
+)
+def test_a_spec_that_cannot_be_is_refused(changes: dict) -> None:
+    with pytest.raises(InputError):
+        tiny_spec(**changes)

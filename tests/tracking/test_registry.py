@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from serving.samples import encode, image_bytes, tiny_model, tiny_spec
+
+from fairtune.errors import InputError
+from fairtune.serving import bundle
+from fairtune.serving.client import predict_files
+from fairtune.serving.loading import download_model
+from fairtune.serving.predictor import Predictor
+from fairtune.serving.safety import find_pickles
+from fairtune.tracking import registry
+from fairtune.tracking.registry import register_model
+
+METRICS = {
+    "test/auroc": 0.9,
+    "test/worst_group_auroc": 0.8123456,
+    "test/n_by_group/site.north": 41.0,
+    "train/loss": 0.3,
+}
+
+
+@pytest.fixture(scope="module")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its tables made, to be copied: making them takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(fresh_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    shutil.copyfile(fresh_store, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    mlflow.create_experiment("e", artifact_location=(tmp_path / "artifacts").as_uri())
+    return MlflowClient()
+
+
+def finished_run(client: MlflowClient) -> str:
+    experiment = client.get_experiment_by_name("e")
+    run = client.create_run(experiment.experiment_id)
+    for key, value in METRICS.items():
+        client.log_metric(run.info.run_id, key, value)
+    client.set_terminated(run.info.run_id)
+    return run.info.run_id
+
+
+def test_registered_version_has_all_it_needs(store: MlflowClient, tmp_path: Path) -> None:
+    run_id = finished_run(store)
+    made = register_model(
+        run_id, "moles", tiny_model(), tiny_spec(), tags={"k": "v"}, description="A model."
+    )
+    version = store.get_model_version_by_alias("moles", "champion")
+    assert (str(version.version), version.run_id) == ("1", run_id)
+    assert version.description == "A model."
+    assert version.tags["k"] == "v"
+    assert version.tags["test/worst_group_auroc"] == "0.812346"
+    assert version.tags["test/n_by_group/site.north"] == "41"
+    assert "train/loss" not in version.tags
+    assert store.get_run(run_id).info.status == "FINISHED"
+    assert len(store.get_run(run_id).outputs.model_outputs) == 1
+
+    folder = download_model("moles", tmp_path / "copy")
+    files = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert not files & {".pkl", ".pt", ".pth", ".pyc", ".bin"}
+    assert find_pickles(folder) == []
+    info = mlflow.models.get_model_info(made.uri)
+    assert info.signature.inputs.input_names() == ["image"]
+    assert "probability_malignant" in info.signature.outputs.input_names()
+    pinned = (folder / "requirements.txt").read_text().splitlines()
+    assert pinned == bundle.requirements()
+    assert all("==" in line and "+" not in line for line in pinned)
+
+
+def test_prediction_from_the_registry_equals_the_model(store: MlflowClient, tmp_path: Path) -> None:
+    register_model(finished_run(store), "moles", tiny_model(), tiny_spec())
+    paths = []
+    for seed in range(3):
+        paths.append(tmp_path / f"{seed}.jpg")
+        paths[-1].write_bytes(image_bytes(seed))
+    (tmp_path / "note.txt").write_text("no image")
+    answers = predict_files("moles", [*paths, tmp_path / "note.txt"], batch_size=2)
+    rows = [encode(path.read_bytes()) for path in paths]
+    want = Predictor(tiny_model(), tiny_spec(), device="cpu").predict(rows)
+    for got, row, path in zip(answers, want, paths, strict=False):
+        assert got["image"] == str(path)
+        assert got["label"] == row["label"]
+        assert got["model_version"] == "moles/1"
+        assert got["probability_malignant"] == pytest.approx(row["probability_malignant"], abs=1e-5)
+    assert answers[3]["error"]
+
+
+def test_the_model_serves_where_fairtune_was_never_installed(
+    store: MlflowClient, tmp_path: Path
+) -> None:
+    register_model(finished_run(store), "moles", tiny_model(), tiny_spec())
+    folder = download_model("moles", tmp_path / "copy")
+    code = (
+        "import sys\n"
+        f"for name in {sorted(FORBIDDEN)!r}: sys.modules[name] = None\n"
+        "import mlflow, pandas\n"
+        f"model = mlflow.pyfunc.load_model({str(folder)!r})\n"
+        "import fairtune\n"
+        f"assert fairtune.__file__.startswith({str(folder)!r}), fairtune.__file__\n"
+        f"rows = pandas.DataFrame({{'image': [{encode(image_bytes())!r}]}})\n"
+        "print(model.predict(rows).to_json())"
+    )
+    bare = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=tmp_path, env=bare
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert '"error":{"0":null}' in done.stdout
+
+
+# What training and tracking need and a server does not have.
+FORBIDDEN = {
+    "hyperopt",
+    "sklearn",
+    "fairlearn",
+    "sqlalchemy",
+    "pyarrow",
+    "filelock",
+    "platformdirs",
+}
+
+
+def test_the_bundle_holds_no_training_code() -> None:
+    names = {path.parent.name + "/" + path.name for path in bundle.code_files()}
+    assert {"fairtune/__init__.py", "data/images.py", "peft/models.py", "serving/model.py"} <= names
+    assert not {name for name in names if name.startswith(("training", "search", "tracking"))}
+
+
+def test_a_second_champion_keeps_the_way_back(store: MlflowClient) -> None:
+    for seed in (0, 1):
+        register_model(finished_run(store), "moles", tiny_model(seed=seed), tiny_spec())
+    register_model(finished_run(store), "moles", tiny_model(seed=2), tiny_spec(), alias=None)
+    aliases = store.get_registered_model("moles").aliases
+    assert {key: str(value) for key, value in aliases.items()} == {"champion": "2", "previous": "1"}
+
+
+def nothing_registered(client: MlflowClient, run_id: str) -> bool:
+    experiment = client.get_run(run_id).info.experiment_id
+    return (
+        not client.search_registered_models()
+        and not client.search_model_versions()
+        and not client.search_logged_models([experiment])
+    )
+
+
+def test_a_model_that_answers_otherwise_once_loaded_is_not_registered(store: MlflowClient) -> None:
+    run_id = finished_run(store)
+    spec = tiny_spec(max_image_bytes=10)  # the input example itself is refused by these limits
+    with pytest.raises(RuntimeError, match="the logged model answers"):
+        register_model(run_id, "moles", tiny_model(), spec)
+    assert nothing_registered(store, run_id)
+
+
+@pytest.mark.parametrize("step", ["register_model", "alias"])
+def test_a_failure_late_leaves_nothing(
+    store: MlflowClient, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    if step == "alias":
+        monkeypatch.setattr(registry, "move_alias", fail)
+    else:
+        monkeypatch.setattr(mlflow, "register_model", fail)
+    run_id = finished_run(store)
+    with pytest.raises(KeyboardInterrupt):
+        register_model(run_id, "moles", tiny_model(), tiny_spec())
+    assert nothing_registered(store, run_id)
+
+
+def test_a_failure_leaves_older_versions_alone(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_model(finished_run(store), "moles", tiny_model(), tiny_spec())
+    monkeypatch.setattr(registry, "key_metric_tags", lambda run: {"bad\x00 key!": "x"})
+    with pytest.raises(Exception, match="key"):
+        register_model(finished_run(store), "moles", tiny_model(), tiny_spec())
+    assert [str(found.version) for found in store.search_model_versions()] == ["1"]
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "a:b", "a'b"])
+def test_unusable_names_are_refused_before_anything_happens(store: MlflowClient, name: str) -> None:
+    run_id = finished_run(store)
+    with pytest.raises(InputError, match="model name"):
+        register_model(run_id, name, tiny_model(), tiny_spec())
+    assert nothing_registered(store, run_id)
+
+
+def test_unknown_run_and_second_time(store: MlflowClient) -> None:
+    with pytest.raises(InputError, match="no run 'nope'"):
+        register_model("nope", "moles", tiny_model(), tiny_spec())
+    run_id = finished_run(store)
+    register_model(run_id, "moles", tiny_model(), tiny_spec())
+    with pytest.raises(InputError, match="version 1 of 'moles' already"):
+        register_model(run_id, "moles", tiny_model(), tiny_spec())
+
+
+def test_unknown_models_are_one_clear_line(store: MlflowClient, tmp_path: Path) -> None:
+    image = tmp_path / "a.jpg"
+    image.write_bytes(image_bytes())
+    for target in ("nobody", "nobody/3", "models:/nobody@champion", str(tmp_path)):
+        with pytest.raises(InputError) as caught:
+            predict_files(target, [image])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"no image file .*b\.jpg"):
+        predict_files("nobody", [tmp_path / "b.jpg"])
+    with pytest.raises(InputError, match="no image files"):
+        predict_files("nobody", [])
