@@ -154,7 +154,7 @@ def _stage_names(model: nn.Module) -> list[str]:
             names = names or [f"{prefix}{i}" for i in range(1, 10) if f"{prefix}{i}" in children]
     convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
     filled = [name for name in names if has_parameters(model.get_submodule(name))]
-    return filled if convolutional else []
+    return filled if convolutional and len(filled) > 1 else []
 
 
 def _group(
