@@ -14,7 +14,7 @@ from fairtune.errors import InputError
 from fairtune.registry import Registry, unknown_name
 
 DataSet = Callable[..., Manifest]
-"""`f(source: Path | None, **options) -> Manifest`, its options being typed keywords with defaults."""
+"""`f(source: Path | None, **options) -> Manifest`; the options are typed keywords with defaults."""
 
 DATASETS: Registry[DataSet] = Registry("data set")
 
@@ -45,7 +45,7 @@ def load_dataset(name: str, source: Path | str | None = None, **options: Any) ->
     Raises
     ------
     InputError
-        For an unknown name or option, an option of the wrong type, or anything wrong with the files.
+        For an unknown name or option, an option of the wrong type, or anything wrong in a file.
     """
     function = DATASETS[name]
     known = options_of(name)

@@ -12,12 +12,12 @@ import math
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fairtune.errors import InputError
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
-"""Images with more pixels are refused: 89 million, Pillow's own limit, about 9,459 × 9,459."""
+"""Images with more pixels are refused: 89 million, Pillow's own limit, about 9,459 by 9,459."""
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 EMPTY = "the file is empty"
@@ -63,7 +63,7 @@ def load_image(
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize (H, W, 3) uint8 to (size, size, 3): bilinear, antialiased, the aspect ratio not kept."""
+    """Resize (H, W, 3) uint8 to (size, size, 3): bilinear, antialiased, aspect ratio not kept."""
     if image.shape[:2] == (size, size):
         return image
     resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
@@ -118,7 +118,7 @@ def decode_image(
         raise
     except Image.DecompressionBombError:
         raise ImageError(name, f"has too many pixels, the limit is {MAX_PIXELS:,}") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         kinds = ", ".join([*FORMATS, "NPY", "DICOM"])
         raise ImageError(name, f"is damaged or of an unknown kind (known: {kinds})") from None
     except MemoryError:
@@ -193,7 +193,8 @@ def to_uint8(array: np.ndarray, name: str, window: tuple[float, float] | None = 
     scaled = (array.astype(np.float32) - low) * (255.0 / (high - low))
     if not np.isfinite(scaled).all():
         raise ImageError(name, "holds values that are not finite")
-    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+    result: np.ndarray = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+    return result
 
 
 def _natural_window(array: np.ndarray, name: str) -> tuple[float, float]:
@@ -202,9 +203,9 @@ def _natural_window(array: np.ndarray, name: str) -> tuple[float, float]:
     low, high = float(array.min()), float(array.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ImageError(name, "holds values that are not finite")
-    if array.dtype.kind in "ui" and 0 <= low and high <= _FULL_SCALES[-1]:
+    if array.dtype.kind in "ui" and low >= 0 and high <= _FULL_SCALES[-1]:
         return 0.0, float(next(scale for scale in _FULL_SCALES if high <= scale))
-    if array.dtype.kind == "f" and 0 <= low and high <= 1:
+    if array.dtype.kind == "f" and low >= 0 and high <= 1:
         return 0.0, 1.0
     return low, high
 
@@ -221,7 +222,8 @@ def read_npy(stream: BinaryIO | Any, name: str) -> np.ndarray:
         shape, fortran, dtype = read_header(stream)
         if dtype.hasobject:
             raise ImageError(name, "holds pickled Python objects, which are never loaded")
-        check_pixels(shape[:-1] if len(shape) == 3 and shape[-1] <= 4 else shape, name)
+        if shape:  # a single value has no shape
+            check_pixels(shape[:-1] if len(shape) == 3 and shape[-1] <= 4 else shape, name)
         wanted = math.prod(shape) * dtype.itemsize
         body = stream.read(wanted)
         if len(body) != wanted:

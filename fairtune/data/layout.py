@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fairtune.data.references import MEMBER
+from fairtune.data.references import MEMBER, Reference
 from fairtune.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".npy", ".dcm")
@@ -28,7 +28,7 @@ def download(source: Path | None, name: str, page: str) -> Path:
 
 
 def find(source: Path, *patterns: str, what: str, page: str = "") -> Path:
-    """Find a file or folder by its name (patterns in order of preference), nested two levels at most.
+    """Find a file or folder by its name (patterns in order of preference), at most two levels down.
 
     Case does not matter. Among several matches of one pattern the least nested wins, then the
     first by name.
@@ -41,6 +41,9 @@ def find(source: Path, *patterns: str, what: str, page: str = "") -> Path:
     found = find_all(source, *patterns)
     if not found:
         hint = f"; it is part of the official download ({page})" if page else ""
+        archives = find_all(source, "*.zip", "*.tar", "*.tar.gz", "*.tgz")
+        if archives:
+            hint += f"; is it in {archives[0].name}, still to be unpacked?"
         raise InputError(f"{source}: no {what} (looked for {', '.join(patterns)}){hint}")
     return found[0]
 
@@ -61,7 +64,9 @@ def find_all(source: Path, *patterns: str) -> list[Path]:
     ]
 
 
-def image_references(root: Path, places: Sequence[Path]) -> dict[str, str]:
+def image_references(
+    root: Path, places: Sequence[Path], *, suffixes: Sequence[str] = IMAGE_SUFFIXES
+) -> dict[str, str]:
     """Map the stem of each image in zip archives and folders (and below) to its reference.
 
     The first place that has a stem wins, so name the preferred place first.
@@ -71,12 +76,12 @@ def image_references(root: Path, places: Sequence[Path]) -> dict[str, str]:
         relative = place.relative_to(root).as_posix()
         if place.is_dir():
             prefix = "" if relative == "." else f"{relative}/"
-            members = ((name, f"{prefix}{name}") for name in _files_below(place))
+            members = ((name, f"{prefix}{name}") for name in files_below(place))
         else:
             members = ((name, f"{relative}{MEMBER}{name}") for name in zip_names(place))
         for name, reference in members:
             stem, suffix = os.path.splitext(name.rsplit("/", 1)[-1])
-            if suffix.lower() in IMAGE_SUFFIXES:
+            if suffix.lower() in suffixes:
                 found.setdefault(stem, reference)
     return found
 
@@ -130,6 +135,35 @@ def attach_images(
     return table.assign(image=image)[np.asarray(image.notna())].reset_index(drop=True), note
 
 
+def check_references(
+    table: pd.DataFrame, root: Path, *, allow_missing: bool = False
+) -> tuple[pd.DataFrame, dict[str, object]]:
+    """Check the references of the column `image`; rows without a file are refused or dropped.
+
+    Members of zip archives are looked up; of other containers only the file is.
+
+    Returns
+    -------
+    tuple
+        As of `attach_images`.
+    """
+    members: dict[str, set[str]] = {}
+
+    def is_there(image: str) -> bool:
+        reference = Reference.parse(image)
+        path = os.path.join(root, reference.path)
+        if not os.path.isfile(path) or reference.member is None:
+            return os.path.isfile(path)
+        if not path.lower().endswith(".zip"):
+            return True
+        if path not in members:
+            members[path] = set(zip_names(Path(path)))
+        return reference.member.split(MEMBER)[0] in members[path]
+
+    known = {image: image for image in table["image"] if is_there(image)}
+    return attach_images(table, known, "image", where=str(root), allow_missing=allow_missing)
+
+
 def _visible(folder: Path) -> Iterator[Path]:
     try:
         children = list(folder.iterdir())
@@ -138,7 +172,7 @@ def _visible(folder: Path) -> Iterator[Path]:
     return (child for child in children if not child.name.startswith("."))
 
 
-def _files_below(folder: Path) -> Iterator[str]:
+def files_below(folder: Path) -> Iterator[str]:
     """Yield the paths of all files below a folder, relative to it, in a fixed order."""
     for place, folders, files in os.walk(folder):
         folders.sort()

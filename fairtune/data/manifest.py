@@ -70,7 +70,7 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the table and the classes: the same in every process and wherever the files lie."""
+        """SHA-256 of table and classes: the same in every process, wherever the files lie."""
         return _digest(self.table, list(self.classes))
 
     def rows(self, split: str) -> np.ndarray:
@@ -87,14 +87,12 @@ class Manifest:
 
     def counts(self) -> pd.DataFrame:
         """Count images: columns `split, label, attribute, group, n`, with zeros for empty cells."""
-        labels = pd.Categorical.from_codes(self.table["label"].to_numpy(), list(self.classes))
+        labels = pd.Categorical.from_codes(self.table["label"].to_numpy(), pd.Index(self.classes))
         split = pd.Categorical(self.table["split"], list(SPLITS))
         parts = []
         for attribute in self.attributes:
-            cells = pd.DataFrame(
-                {"split": split, "label": labels, "group": self.table[attribute].to_numpy()}
-            )
-            cells["group"] = self.table[attribute].array
+            groups = self.table[attribute].array
+            cells = pd.DataFrame({"split": split, "label": labels, "group": groups})
             count = cells.groupby(["split", "label", "group"], observed=False).size()
             part = count.rename("n").reset_index()
             part.insert(2, "attribute", attribute)
@@ -124,7 +122,7 @@ class Manifest:
         return replace(self, table=self.table.assign(split=np.asarray(split, dtype=object)))
 
     def keep(self, rows: np.ndarray, **provenance: Any) -> Manifest:
-        """Return the manifest with these rows only (positions or a mask), and what to note of it."""
+        """Return the manifest with these rows only; notes go to the provenance."""
         table = self.table.iloc[rows].reset_index(drop=True)
         return replace(self, table=table, provenance={**self.provenance, **provenance})
 
@@ -199,7 +197,7 @@ def _cross(left: pd.Series, right: pd.Series) -> pd.Series:
     present, codes = np.unique(cells, return_inverse=True)
     pairs = (divmod(int(cell), len(rights)) for cell in present)
     names = [f"{lefts[a]}{INTERSECTION}{rights[b]}" for a, b in pairs]
-    return pd.Series(pd.Categorical.from_codes(codes, names), index=left.index)
+    return pd.Series(pd.Categorical.from_codes(codes, pd.Index(names)), index=left.index)
 
 
 def _check_split(split: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,12 @@ def decode_dicom(data: bytes, name: str, window: tuple[float, float] | None = No
     """
     try:
         import pydicom
-        from pydicom import pixels
+        from pydicom.pixels.processing import (
+            apply_color_lut,
+            apply_modality_lut,
+            apply_voi_lut,
+        )
+        from pydicom.pixels.utils import pixel_array
     except ImportError:
         raise missing_extra(name, "pydicom") from None
     try:
@@ -32,15 +38,15 @@ def decode_dicom(data: bytes, name: str, window: tuple[float, float] | None = No
         if frames > 1:
             raise ImageError(name, f"is a DICOM file of {frames} frames; export one frame a file")
         check_pixels((int(dataset.Rows), int(dataset.Columns)), name)
-        array = pixels.pixel_array(dataset)
+        array = pixel_array(dataset)
         kind = str(dataset.PhotometricInterpretation)
         if kind == "PALETTE COLOR":
-            array = pixels.apply_color_lut(array, dataset)
+            array = apply_color_lut(array, dataset)
         if array.ndim == 3:
             return as_rgb(array, name)
-        array = pixels.apply_modality_lut(array, dataset)
+        array = apply_modality_lut(array, dataset)
         if window is None:
-            array = pixels.apply_voi_lut(array, dataset)
+            array = apply_voi_lut(array, dataset)
             window = (float(array.min()), float(array.max()))
         image = as_rgb(np.asarray(array, np.float32), name, window)
     except ImageError:
@@ -77,7 +83,7 @@ def read_slices(
     except ImportError:
         raise missing_extra(name, "nibabel") from None
     try:
-        volume = nibabel.load(path)
+        volume: Any = nibabel.load(path)
         shape = volume.shape
         if len(shape) == 4 and shape[3] == 1:
             shape = shape[:3]

@@ -5,6 +5,7 @@ A reference is one of
 - ``folder/image.jpg``: a file (JPEG, PNG, TIFF, BMP, WebP, `.npy`, DICOM);
 - ``images.zip::folder/image.jpg``: the same inside a zip archive;
 - ``map.npz::key``: one array of an `.npz` file;
+- ``maps.zip::folder/map.npz::key``: the same inside a zip archive;
 - ``slices.h5::key``: one data set of an HDF5 file;
 - ``images.npy::17``: row 17 of an (N, H, W) or (N, H, W, 3) array, read by memory map;
 - ``volume.nii.gz::87`` or ``volume.hdr::86-88``: an axial slice, or three neighbours as channels.
@@ -18,6 +19,7 @@ import io
 import re
 import threading
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -78,6 +80,25 @@ def confined(root: Path, path: str, name: str) -> Path:
     return full
 
 
+def read_npz_values(root: Path, reference: str, keys: Sequence[str]) -> dict[str, str]:
+    """Read single values of an `.npz` file (in a zip archive or not) as text.
+
+    Raises
+    ------
+    ImageError
+        If the file is unreadable, or lacks a key, or has an array there.
+    """
+    with ImageReader(root) as reader:
+        data = io.BytesIO(reader.raw(reference))
+    found = {}
+    for key in keys:
+        array = _npz_array(data, key, reference)
+        if array.size != 1:
+            raise ImageError(reference, f"{key!r} has shape {array.shape}, not one value")
+        found[key] = str(array.reshape(-1)[0])
+    return found
+
+
 class ImageReader:
     """Reads images by reference; keeps containers open, one handle a thread.
 
@@ -128,12 +149,16 @@ class ImageReader:
             data = _read_file(path, reference)
             return decode_image(data, name=reference, window=parts.window, least=least)
         if suffix.endswith(".zip"):
-            data = self._zip_member(path, parts.member, reference)
+            member, inner, key = parts.member.partition(MEMBER)
+            data = self._zip_member(path, member, reference)
+            if inner:
+                return as_rgb(_npz_array(io.BytesIO(data), key, reference), reference, parts.window)
             return decode_image(data, name=reference, window=parts.window, least=least)
         if suffix.endswith(_VOLUMES):
             return self._slices(path, parts, reference)
         if suffix.endswith(".npz"):
-            array = self._npz_member(path, parts.member, reference)
+            # One image a file is the rule for .npz, so the archive is not kept open.
+            array = _npz_array(path, parts.member, reference)
         elif suffix.endswith(".npy"):
             array = self._row(path, parts.member, reference)
         elif suffix.endswith(_HDF5):
@@ -143,7 +168,7 @@ class ImageReader:
         return as_rgb(array, reference, parts.window)
 
     def raw(self, reference: str) -> bytes:
-        """Return the bytes that tell whether two references hold one image, not decoded if a file."""
+        """Return bytes that two references share if they hold one image."""
         parts = Reference.parse(reference)
         path = confined(self.root, parts.path, reference)
         if parts.member is None:
@@ -170,17 +195,6 @@ class ImageReader:
 
     def _zip_member(self, path: Path, member: str, reference: str) -> bytes:
         return _unzip(self._container(path, reference, zipfile.ZipFile), member, reference)
-
-    def _npz_member(self, path: Path, member: str, reference: str) -> np.ndarray:
-        # One image a file is the rule for .npz, so the archive is not kept open.
-        try:
-            with zipfile.ZipFile(path) as archive:
-                data = _unzip(archive, f"{member}.npy", reference)
-        except FileNotFoundError:
-            raise ImageError(reference, "no such file") from None
-        except (OSError, zipfile.BadZipFile) as error:
-            raise ImageError(reference, f"is no readable .npz file: {error}") from None
-        return read_npy(io.BytesIO(data), reference)
 
     def _row(self, path: Path, member: str, reference: str) -> np.ndarray:
         array = self._container(path, reference, _map_rows)
@@ -222,6 +236,17 @@ class ImageReader:
         from fairtune.data.medical import read_slices
 
         return read_slices(path, reference, int(match[1]), int(match[2] or match[1]), parts.window)
+
+
+def _npz_array(file: Path | io.BytesIO, key: str, reference: str) -> np.ndarray:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            data = _unzip(archive, f"{key}.npy", reference)
+    except FileNotFoundError:
+        raise ImageError(reference, "no such file") from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ImageError(reference, f"is no readable .npz file: {error}") from None
+    return read_npy(io.BytesIO(data), reference)
 
 
 def _map_rows(path: Path) -> np.ndarray:

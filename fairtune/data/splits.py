@@ -41,7 +41,6 @@ def split_by_key(
     ----------
     Zong, Yang, Hospedales, "MEDFAIR: Benchmarking Fairness for Medical Imaging", ICLR 2023.
     """
-    # An object array, as `np.unique` of a pandas string column gives: the draw depends on order alone.
     values = np.asarray(keys, dtype=object)
     unique = np.unique(values)
     if len(unique) < 3:
@@ -58,7 +57,7 @@ def split_stratified(
     ratios: tuple[float, float, float] = (0.8, 0.1, 0.1),
     seed: int = 0,
 ) -> np.ndarray:
-    """Split by patient so that each stratum (a label × group) has its share in every split.
+    """Split by patient so that each stratum (a label and its groups) has its share in every split.
 
     The patients fall into at most twenty stratified folds, as few as the ratios need, which go
     to train, val and test in proportion.
@@ -87,7 +86,7 @@ def k_folds(
     """Yield the manifest `k` times, split anew, so that every image is tested exactly once.
 
     In fold i the i-th part is tested, the next one validates and the others train. Parts are by
-    patient and stratified by label × group of `attributes` (by default all of the manifest's).
+    patient and stratified by label and groups of `attributes` (by default all).
     """
     if k < 3:
         raise InputError(f"cross-testing needs k >= 3 (train, val, test), got {k}")
@@ -104,7 +103,7 @@ def k_folds(
 
 
 def strata_of(label: pd.Series, groups: pd.DataFrame) -> np.ndarray:
-    """Name the label × group cell of each row, shape (N,)."""
+    """Name the cell of label and groups of each row, shape (N,)."""
     cells = label.astype(str).to_numpy(dtype=object)
     for name in groups.columns:
         cells = cells + "|" + groups[name].astype(str).to_numpy(dtype=object)
@@ -112,7 +111,7 @@ def strata_of(label: pd.Series, groups: pd.DataFrame) -> np.ndarray:
 
 
 def _fold_of(keys: np.ndarray, strata: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Number the fold of each row, 0..folds-1, by patient, stratified."""
+    """Return the fold of each row, 0..folds-1, by patient, stratified."""
     patients = len(np.unique(keys))
     if patients < 3:
         raise InputError(f"{patients} patient(s) cannot be split in three; three are needed")
@@ -120,7 +119,7 @@ def _fold_of(keys: np.ndarray, strata: np.ndarray, folds: int, seed: int) -> np.
     # scikit-learn wants as many rows in the largest stratum as there are folds.
     folds = min(folds, patients, int(np.bincount(cell).max()))
     if folds < 3:
-        raise InputError("no label × group cell has three images; give the splits in the table")
+        raise InputError("no group has three images of one label; give the splits in the table")
     maker = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     rows = np.zeros(len(keys), dtype=np.int8)
     fold = np.zeros(len(keys), dtype=np.int64)

@@ -193,9 +193,9 @@ def _store_name(manifest: Manifest, size: int) -> str:
 def _fingerprint(root: Path, images: list[str]) -> list[tuple[str, int, int]]:
     """Tell changed files from unchanged ones: path, size, and for containers the time of change.
 
-    A container of arrays keeps its size when its pixels change; a compressed image hardly ever does.
+    A container of arrays keeps its size when its pixels change, a compressed image hardly ever.
     """
-    parts = {}
+    parts: dict[str, bool] = {}
     for image in images:
         reference = Reference.parse(image)
         parts[reference.path] = parts.get(reference.path, False) or reference.member is not None

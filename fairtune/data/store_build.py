@@ -173,7 +173,7 @@ def _in_flight(
     chunks: Iterator[list[int]],
     most: int,
 ) -> Iterator[Future[_Done]]:
-    """Yield finished tasks, never more than `most` begun: leaving the loop leaves no queue behind."""
+    """Yield finished tasks, never more than `most` begun, so that leaving early is quick."""
     running = {pool.submit(work, chunk) for chunk in islice(chunks, most)}
     while running:
         finished, running = wait(running, return_when=FIRST_COMPLETED)

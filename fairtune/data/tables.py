@@ -78,7 +78,7 @@ class Table:
         return values
 
     def numbers(self, *names: str, least: float = -np.inf, most: float = np.inf) -> pd.Series:
-        """Return a column of numbers, NaN where empty; text and values out of bounds are refused."""
+        """Return a column of numbers, NaN where empty; refuse text and what is out of bounds."""
         text = self.text(*names, required=False)
         values = pd.to_numeric(text, errors="coerce").astype(float)
         name = self.column(*names)

@@ -43,7 +43,7 @@ def assemble(
     options: Mapping[str, Any],
     dropped: Mapping[str, int] | None = None,
     official: Mapping[str, int] | None = None,
-    **notes: Any,
+    notes: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Put a manifest together from a table that has its columns, in any order, and more.
 
@@ -59,7 +59,7 @@ def assemble(
         How many rows were dropped, by reason.
     official
         Published image counts by split (or "all"), where these options have such.
-    **notes
+    notes
         Further provenance.
     """
     if len(table) == 0:
@@ -77,6 +77,6 @@ def assemble(
         "options": dict(options),
         "dropped": {reason: int(n) for reason, n in (dropped or {}).items() if n},
         **({"official_counts": dict(official)} if official else {}),
-        **notes,
+        **(notes or {}),
     }
     return Manifest(name, ordered, attributes, tuple(classes), root, provenance)

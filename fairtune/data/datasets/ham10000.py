@@ -10,7 +10,7 @@ Files
 Label rule
     `malignant_mel_akiec`, the rule of MEDFAIR and FairTune: akiec and mel are malignant, bcc is
     benign. `malignant_with_bcc` counts bcc as malignant. `seven_class` keeps the diagnoses.
-Attributes
+Sensitive attributes
     `age_group` (<=60, >60), `age_band` (five of twenty years), `sex`, `localization`. Images
     without an age or with an unknown sex are left out.
 Split rule
@@ -74,9 +74,9 @@ def ham10000(
     age = table.numbers("age", least=0, most=OLDEST)
     sex = table.choices("sex", values={**SEX, "unknown": None})
     if label == "seven_class":
-        classes, code = DIAGNOSES, diagnosis.map(DIAGNOSES.index)
+        classes, code = list(DIAGNOSES), diagnosis.map(DIAGNOSES.index)
     else:
-        classes, code = ("benign", "malignant"), diagnosis.isin(MALIGNANT[label]).astype(int)
+        classes, code = ["benign", "malignant"], diagnosis.isin(MALIGNANT[label])
     frame = pd.DataFrame(
         {
             "id": table.unique("image_id"),
@@ -90,13 +90,14 @@ def ham10000(
     )
     dropped = {"no age": age.isna().sum(), "sex unknown": (age.notna() & sex.isna()).sum()}
     frame = frame[table.where(age.notna() & sex.notna())]
+    # The draw is over all lesions, so that no image changes its split because another is missing.
+    frame["split"] = split_by_key(frame["patient"])
     places = find_all(root, "HAM10000_images_part_?", "HAM10000_images_part_?.zip")
     places += find_all(root, "HAM10000_images", "HAM10000_images.zip")
     references = image_references(root, places or [root])
     frame, missing = attach_images(
         frame, references, "id", where=str(root), allow_missing=allow_missing
     )
-    frame["split"] = split_by_key(frame["patient"])
     return assemble(
         "ham10000",
         root,
@@ -105,5 +106,5 @@ def ham10000(
         options={"label": label, "allow_missing": allow_missing},
         dropped=dropped,
         official=OFFICIAL,
-        **missing,
+        notes=missing,
     )
