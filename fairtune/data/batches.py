@@ -22,6 +22,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +31,12 @@ import torch
 from torch import Tensor
 
 Images = npt.NDArray[np.uint8] | Tensor
-Array = npt.NDArray[np.generic]
+
+# A sample's place in the batch (size, size, 3), its row, its box, whether it is mirrored.
+Sample = tuple[npt.NDArray[np.float32], int, list[int], bool]
 
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
+PARALLEL_GRAIN = 32_767  # elements that PyTorch works on in one thread
 
 
 @dataclass(frozen=True)
@@ -292,6 +296,12 @@ class _Resampler:
         # One row of pixels, (size * 3,): the processor's vectors then run along the row.
         self.scale, self.offset = (t.repeat(size).to(device) for t in (scale, offset))
         self._free: list[npt.NDArray[np.float32]] = []
+        # PyTorch splits an operation on more elements than the grain over threads, which for so
+        # small an image costs more than it gains: so strips below the grain, and, where an image
+        # has several, threads that take whole samples (1.5 to 2 times as fast at 224 px).
+        self._strip = max(1, PARALLEL_GRAIN // (3 * size))
+        self._n_threads = torch.get_num_threads() if self._strip < size else 1
+        self._threads = ThreadPoolExecutor(self._n_threads) if self._n_threads > 1 else None
 
     def __call__(
         self,
@@ -311,10 +321,19 @@ class _Resampler:
         flips: npt.NDArray[np.bool_],
     ) -> Tensor:
         """Resample in 8-bit integers, a sample at a time while it is in the cache."""
+        memory = self._memory(len(rows))
+        samples = list(zip(memory, rows.tolist(), boxes.tolist(), flips.tolist(), strict=True))
+        if self._threads is None:
+            self._fill(samples)
+        else:
+            shares = [samples[i :: self._n_threads] for i in range(self._n_threads)]
+            list(self._threads.map(self._fill, shares))
+        return torch.from_numpy(memory)
+
+    def _fill(self, samples: Sequence[Sample]) -> None:
+        """Write each sample's crop to its place in the batch."""
         size = self.size
-        out = self._buffer(len(rows))
-        samples = zip(out, rows.tolist(), boxes.tolist(), flips.tolist(), strict=True)
-        for target, row, (top, left, height, width), flip in samples:
+        for place, row, (top, left, height, width), flip in samples:
             crop = self.images[row : row + 1, top : top + height, left : left + width]
             resized = torch.nn.functional.interpolate(
                 crop.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True
@@ -322,11 +341,13 @@ class _Resampler:
             if flip:
                 resized = resized.flip(3)
             pixels = resized[0].permute(1, 2, 0).reshape(size, size * 3)
-            torch.addcmul(self.offset, pixels, self.scale, out=target.view(size, size * 3))
-        return out
+            target = torch.from_numpy(place).view(size, size * 3)
+            for start in range(0, size, self._strip):
+                strip = slice(start, start + self._strip)
+                torch.addcmul(self.offset, pixels[strip], self.scale, out=target[strip])
 
-    def _buffer(self, n: int) -> Tensor:
-        """Return (n, size, size, 3) float32, out of memory that no earlier batch's tensor holds.
+    def _memory(self, n: int) -> npt.NDArray[np.float32]:
+        """Return (n, size, size, 3) of memory that no earlier batch's tensor holds.
 
         A tensor made from an array keeps the array alive for as long as any view of the tensor
         lives, wherever the caller put it; when the loan dies, its memory is free again.
@@ -336,7 +357,7 @@ class _Resampler:
         memory = self._free.pop(fits[0]) if fits else np.empty(shape, dtype=np.float32)
         loan = memory.view()
         weakref.finalize(loan, self._free.append, memory).atexit = False
-        return torch.from_numpy(loan)
+        return loan
 
     def _at_once(
         self,

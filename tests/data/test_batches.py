@@ -54,7 +54,7 @@ def levels(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("way", ["_one_by_one", "_at_once"])
-@pytest.mark.parametrize("size", [9, 24, 60])
+@pytest.mark.parametrize("size", [9, 24, 60, 128])
 def test_crops_are_those_of_torchvision(images, way, size):
     boxes, flips = Augmentation().draw(len(images), 30, 44, np.random.default_rng(1))
     resample = _Resampler(torch.from_numpy(images), size, MEAN, STD, torch.device("cpu"))
@@ -134,6 +134,17 @@ def test_same_seed_same_batches_and_another_seed_others(images):
 
     assert torch.equal(epoch(1), epoch(1))
     assert not torch.equal(epoch(1), epoch(2))
+
+
+@pytest.mark.parametrize("size", [24, 128])
+def test_inference_mode_and_gradients_both_work(images, size):
+    with torch.inference_mode():
+        kept = torch.cat(list(evaluate(images, np.arange(10), size=size)))
+    x = torch.cat(list(evaluate(images, np.arange(10), size=size)))
+    assert torch.equal(kept, x)
+    weight = torch.ones(3, requires_grad=True)
+    (x * weight[:, None, None]).sum().backward()
+    assert weight.grad.isfinite().all()
 
 
 def test_batches_that_are_kept_are_not_overwritten(images):
