@@ -2,8 +2,8 @@
 
 The best of many noisy trials owes part of its value to luck. So the best few are fine-tuned again,
 several times each, and ranked by a lower bound of what they reach: mean minus standard error. Two
-baselines, full fine-tuning and the linear probe, are run with the same seeds, so that a reader can
-compare like with like.
+baselines, full fine-tuning and the linear probe, run with as many seeds and compete: where a baseline is
+best on validation, it wins, and a reader can compare like with like.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def choose_candidates(
 def baselines(
     workspace: Workspace, trials: Sequence[FinishedTrial], objective: Objective
 ) -> list[Candidate]:
-    """Return full fine-tuning and the linear probe as candidates that cannot win.
+    """Return full fine-tuning and the linear probe as candidates.
 
     Each takes the learning rate that did best on validation for the nearest mask in the search: all
     bits, or none; without such a trial, ``train.learning_rate``.

@@ -28,7 +28,13 @@ from fairtune.search.final import (
 from fairtune.search.runner import TrialRunner
 from fairtune.search.study import FinishedTrial, run_study, search_space
 from fairtune.search.trial import mask_params, mask_tags
-from fairtune.search.winner import FinalEvaluation, comparison, evaluate_finals, load_model
+from fairtune.search.winner import (
+    COMPARED,
+    FinalEvaluation,
+    comparison,
+    evaluate_finals,
+    load_model,
+)
 from fairtune.serving.spec import ServingSpec
 from fairtune.tracking.registry import RegisteredVersion, register_model
 from fairtune.tracking.runs import RunLog, log_dataset, open_run
@@ -105,10 +111,12 @@ def search(
         trials = run_study(runner, executor, workspace)
         finals = run_finals(log, workspace, trials, executor, source, stop)
         objective = get_objective(config.search.objective)
-        contenders = [s for s in finals if s.candidate.name not in BASELINES]
-        winner = pick_winner(contenders, objective, config.search.final)
-        shown = [winner, *(s for s in finals if s.candidate.name in BASELINES)]
-        evaluations = evaluate_finals(workspace, log, shown)
+        winner = pick_winner(finals, objective, config.search.final)
+        searched = [s for s in finals if s.candidate.name not in BASELINES]
+        best_mask = pick_winner(searched, objective, config.search.final)
+        shown = {s.candidate.name: s for s in (winner, best_mask, *finals)}
+        keep = {winner.candidate.name, best_mask.candidate.name, *BASELINES}
+        evaluations = evaluate_finals(workspace, log, [shown[n] for n in shown if n in keep])
         return conclude(log, workspace, winner, evaluations)
 
 
@@ -208,7 +216,9 @@ def conclude(
             path = best.download(name, folder)
             log.client.log_artifacts(log.run_id, str(path), name) if path.is_dir() else log.file(path)
     version = register(log, workspace, model, typical, mask)
-    headline = {k: v for k, v in metrics.items() if "by_" not in k and not k.startswith("train/")}
+    headline = {
+        f"{split}/{name}": metrics[f"{split}/{name}"] for split in ("val", "test") for name in COMPARED
+    }
     return SearchOutcome(log.run_id, best.run_id, mask, rate, table, headline, version)
 
 

@@ -145,7 +145,7 @@ def comparison(evaluations: dict[str, list[FinalEvaluation]], winner: str) -> pd
     rows = []
     for name, runs in sorted(evaluations.items(), key=lambda item: item[0] != winner):
         row: dict[str, object] = {
-            "model": "searched mask" if name == winner else name,
+            "model": f"{name} (winner)" if name == winner else name,
             "n": len(runs),
         }
         for split in SPLITS:
