@@ -108,7 +108,7 @@ def measure(y_true: Labels, y_score: Floats, y_pred: Labels) -> GroupMetrics:
             "balanced_accuracy": float(recalls.mean()),
             "ece": _ece(y_true, y_score),
             "brier": _brier(y_true, y_score),
-            "log_loss": _log_loss(y_true, y_score),
+            "log_loss": float(log_losses(y_true, y_score).mean()),
         }
     return GroupMetrics(
         tuple(int(count) for count in n_by_class),
@@ -163,7 +163,8 @@ def _brier(y_true: Labels, y_score: Floats) -> float:
     return float(np.mean(((y_score - target) ** 2).sum(axis=1)))
 
 
-def _log_loss(y_true: Labels, y_score: Floats) -> float:
+def log_losses(y_true: Labels, y_score: Floats) -> Floats:
+    """Return the (N,) log losses of the rows."""
     epsilon = np.finfo(np.float64).eps
     likelihood = y_score[np.arange(y_true.size), y_true]
-    return float(-np.log(np.clip(likelihood, epsilon, 1 - epsilon)).mean())
+    return np.asarray(-np.log(np.clip(likelihood, epsilon, 1 - epsilon)))
