@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fairtune.data.doctor import Finding, diagnose
     from fairtune.data.images import decode_image, load_image
     from fairtune.data.manifest import Manifest
-    from fairtune.data.prepare import Preparation, prepare
+    from fairtune.data.preparation import Preparation, prepare
     from fairtune.data.store import Store, open_store
 
 __all__ = [
@@ -37,7 +37,7 @@ _HOMES = {
     "DATASETS": "datasets",
     "Finding": "doctor",
     "Manifest": "manifest",
-    "Preparation": "prepare",
+    "Preparation": "preparation",
     "Store": "store",
     "cache_dir": "cache",
     "decode_image": "images",
@@ -45,7 +45,7 @@ _HOMES = {
     "load_dataset": "datasets",
     "load_image": "images",
     "open_store": "store",
-    "prepare": "prepare",
+    "prepare": "preparation",
 }
 
 

@@ -36,8 +36,8 @@ class Attribute(BaseModel):
 def as_labels(
     table: Table,
     column: str,
-    positive: Sequence[str] | str | None,
-    classes: Sequence[str] | None,
+    positive: Sequence[str | int] | str | int | None,
+    classes: Sequence[str | int] | None,
 ) -> tuple[pd.Series, list[str]]:
     """Return each row's label, 0..C-1, and the names of the C classes.
 
@@ -48,7 +48,7 @@ def as_labels(
     if positive is not None and classes is not None:
         raise InputError("options 'positive' and 'classes' exclude each other")
     if positive is not None:
-        wanted = [positive] if isinstance(positive, str) else list(positive)
+        wanted = [positive] if isinstance(positive, str | int) else list(positive)
         for value in wanted:
             if not text.eq(str(value)).any():
                 known = ", ".join(sorted(text.unique())[:MOST_GROUPS])
@@ -84,8 +84,8 @@ def as_groups(table: Table, spec: Attribute, missing: Missing) -> pd.Series:
         column = text.astype("object").astype("category")
     if len(column.cat.categories) > MOST_GROUPS:
         raise InputError(
-            f"{table.path}: column {name!r} has {len(column.cat.categories)} different values; give "
-            "'bins' if they are numbers, else 'values'"
+            f"{table.path}: column {name!r} has {len(column.cat.categories)} different values; "
+            "give 'bins' if they are numbers, else 'values'"
         )
     if missing == "unknown" and column.isna().any():
         column = column.cat.add_categories([UNKNOWN]).fillna(UNKNOWN)

@@ -154,6 +154,7 @@ def _decode(
         desc=f"decoding {manifest.name}",
         unit="img",
         delay=2,
+        mininterval=0.5,
         disable=not progress,
     )
     chunks = (todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK))

@@ -135,7 +135,8 @@ def read_table(path: Path, *, sheet_header: Sequence[str] | None = None, skip: i
         if suffix in (".xlsx", ".xls"):
             frame = _read_excel(path, sheet_header, skip)
         elif suffix in (".parquet", ".pq"):
-            frame = pd.read_parquet(path)
+            # Whole numbers beside empty cells are stored as floats: 1.0 is the label "1".
+            frame = pd.read_parquet(path).convert_dtypes(convert_string=False)
         else:
             frame = _read_csv(path)
     except InputError:
