@@ -50,7 +50,7 @@ class _Commands(click.Group):
 @click.option("-v", "--verbose", count=True, help="Say more: -v progress, -vv everything.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
 def main(verbose: int, quiet: bool) -> None:
-    """Search which parts of a pre-trained model to fine-tune, judged by fairness on validation data.
+    r"""Search which parts of a pre-trained model to fine-tune, judged by fairness on validation data.
 
     \b
     Start with the embedded demo:   fairtune search --config configs/demo.yaml
@@ -124,7 +124,7 @@ def _plain(value: Any) -> Any:
 def search(
     config_path: str, overrides: tuple[str, ...], override_text: str, source: str, resume: str
 ) -> None:
-    """Search for the mask that is fairest on validation; register the winner.
+    r"""Search for the mask that is fairest on validation; register the winner.
 
     \b
     Example:
@@ -139,7 +139,9 @@ def search(
         outcome = run_search(config, source or None, stop, resume=resume or None)
     mask, version = outcome.mask, outcome.version
     click.echo()
-    click.echo(f"mask           {mask.text} ({mask.space}), learning rate {outcome.learning_rate:g}")
+    click.echo(
+        f"mask           {mask.text} ({mask.space}), learning rate {outcome.learning_rate:g}"
+    )
     click.echo(f"trains         {mask.trained:,} of {mask.total:,} parameters ({mask.share:.1%})")
     click.echo()
     click.echo(comparison_table(outcome.comparison))
@@ -157,7 +159,7 @@ def search(
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", required=True, help="models:/NAME@champion, or the URL of a server.")
 def predict(images: tuple[Path, ...], model: str) -> None:
-    """Predict image files with a registered model, in this process or through a server.
+    r"""Predict image files with a registered model, in this process or through a server.
 
     \b
     Example:

@@ -34,7 +34,9 @@ class DataConfig(_Section):
         ge=8,
         description="Side of the stored images; larger than `image_size` keeps detail for crops.",
     )
-    on_bad_image: Literal["fail", "skip"] = Field("fail", description="What an unreadable image does.")
+    on_bad_image: Literal["fail", "skip"] = Field(
+        "fail", description="What an unreadable image does."
+    )
 
 
 class ModelConfig(_Section):
@@ -51,7 +53,9 @@ class ModelConfig(_Section):
 class RegisterConfig(_Section):
     """Where the winner goes."""
 
-    name: str | None = Field(None, description="Name of the registered model; null = do not register.")
+    name: str | None = Field(
+        None, description="Name of the registered model; null = do not register."
+    )
     alias: str = Field("champion", description="Alias that the new version takes.")
 
 
@@ -115,8 +119,9 @@ def parse_config(raw: dict[str, Any], where: str) -> Config:
 
 def differing_keys(a: Config, b: Config) -> list[str]:
     """Name the dotted keys in which two configurations differ."""
-    flat_a, flat_b = _flat(a.model_dump(mode="json", by_alias=True)), _flat(
-        b.model_dump(mode="json", by_alias=True)
+    flat_a, flat_b = (
+        _flat(a.model_dump(mode="json", by_alias=True)),
+        _flat(b.model_dump(mode="json", by_alias=True)),
     )
     return sorted(k for k in flat_a.keys() | flat_b.keys() if flat_a.get(k) != flat_b.get(k))
 
@@ -163,7 +168,11 @@ def _neighbours(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path("configs")
     known = sorted(str(p) for p in folder.glob("*.yaml"))
     near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else (f" (there are: {', '.join(known)})" if known else "")
+    return (
+        f"; did you mean {near[0]}?"
+        if near
+        else (f" (there are: {', '.join(known)})" if known else "")
+    )
 
 
 def _one_line(error: ValidationError) -> str:

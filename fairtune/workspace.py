@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from torch import nn
 
-import yaml
 from fairtune.config import Config, parse_config
 from fairtune.data import Manifest, Store, load_dataset, open_store
 from fairtune.peft import BaseModel, Mask, Space, apply_mask, get_space
@@ -79,8 +79,6 @@ def _open(config_yaml: str, source: str | None) -> Workspace:
         seed=named_seed(config.seed, "base"),
     )
     space.bit_names(base.model)  # a space that does not fit is refused before images are decoded
-    store = open_store(
-        manifest, data.store_size or data.image_size, on_bad_image=data.on_bad_image
-    )
+    store = open_store(manifest, data.store_size or data.image_size, on_bad_image=data.on_bad_image)
     spec = ImageSpec(data.image_size, *base.normalization)
     return Workspace(config, store.manifest, store, spec, base, space, device)

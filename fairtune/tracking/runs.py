@@ -188,7 +188,9 @@ def experiment_id(name: str) -> str:
 
 
 @contextmanager
-def open_run(kind: str, name: str, *, experiment: str, resume: str | None = None) -> Iterator[RunLog]:
+def open_run(
+    kind: str, name: str, *, experiment: str, resume: str | None = None
+) -> Iterator[RunLog]:
     """Open the run of a command, and close it whatever happens.
 
     It is the run that `mlflow run` gave (``MLFLOW_RUN_ID``), else the run to resume, else a new one.

@@ -28,7 +28,9 @@ def choose_device(name: str = "auto") -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used here: {reason}; try device=auto") from None
+        raise InputError(
+            f"device {name!r} cannot be used here: {reason}; try device=auto"
+        ) from None
     return device
 
 

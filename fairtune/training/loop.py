@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.scheduler import Scheduler
+from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
 from fairtune.data.batches import Augmentation, train_batches
@@ -135,7 +135,9 @@ def fine_tune(
     for number in range(1, recipe.epochs + 1):
         set_train_mode(model)
         started, total, seen = time.perf_counter(), 0.0, 0
-        for x, y, _ in _epoch_batches(train, spec, recipe, named_seed(seed, "epoch", number), device):
+        for x, y, _ in _epoch_batches(
+            train, spec, recipe, named_seed(seed, "epoch", number), device
+        ):
             schedule.step_update(update)
             total += _step(model, x, y, loss_of, optimizer, parameters, recipe, result) * len(y)
             seen += len(y)
@@ -204,14 +206,13 @@ def class_weights(
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    options = {} if recipe.layer_decay is None else {"layer_decay": recipe.layer_decay}
     try:
         return create_optimizer_v2(
             model,
             opt=recipe.optimizer,
             lr=recipe.learning_rate,
             weight_decay=recipe.weight_decay,
-            **options,
+            layer_decay=recipe.layer_decay,
         )
     except ValueError as error:
         raise InputError(f"train.optimizer {recipe.optimizer!r}: {error}") from None
@@ -233,10 +234,13 @@ def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> S
     )
     if schedule is None:
         raise InputError(f"train.schedule {recipe.schedule!r} is not known to timm; try cosine")
+    assert isinstance(schedule, Scheduler)
     return schedule
 
 
-def _epoch_batches(train: Split, spec: ImageSpec, recipe: Recipe, seed: int, device: torch.device):  # type: ignore[no-untyped-def]
+def _epoch_batches(
+    train: Split, spec: ImageSpec, recipe: Recipe, seed: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     return train_batches(
         train.images,
         train.rows,
@@ -274,7 +278,9 @@ def _step(
             if not _is_out_of_memory(error) or result.micro_batch_size <= 2:
                 raise
             result.micro_batch_size = -(-min(result.micro_batch_size, len(y)) // 2)
-            logger.warning("out of memory: going on with %d images at once", result.micro_batch_size)
+            logger.warning(
+                "out of memory: going on with %d images at once", result.micro_batch_size
+            )
             if x.is_cuda:
                 torch.cuda.empty_cache()
         optimizer.zero_grad(set_to_none=True)
@@ -296,7 +302,9 @@ def _gradients(
     """Add up the gradients of the batch's mean loss; returns that loss."""
     total = 0.0
     whole = _weight(loss_of, y)
-    for part, target in zip(x.split(micro_batch_size), y.split(micro_batch_size), strict=True):
+    for part, target in zip(
+        torch.split(x, micro_batch_size), torch.split(y, micro_batch_size), strict=True
+    ):
         with autocast(x.device, precision):
             logits = model(part)
         # The mean over the batch is weighted by class: a part's share is its weight, not its size.
@@ -313,4 +321,8 @@ def _weight(loss_of: nn.CrossEntropyLoss, y: torch.Tensor) -> float:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate memory" in text
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "not enough memory" in text
+        or "can't allocate memory" in text
+    )

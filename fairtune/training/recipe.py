@@ -15,9 +15,9 @@ class Augment(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     crop_scale: tuple[Fraction, Fraction] = Field(
-        (0.6, 1.0),
-        description="Share of the image's area that a random crop keeps. Lower it when the model "
-        "memorises; raise it when the object fills the image.",
+        (0.08, 1.0),
+        description="Share of the image's area that a random crop keeps; the default is the published "
+        "method's. Raise the lower one (0.5, say) where a crop could miss what the label hangs on.",
     )
     crop_ratio: tuple[float, float] = Field(
         (3 / 4, 4 / 3), description="Width over height of the random crop."
@@ -43,9 +43,13 @@ class Recipe(BaseModel):
         5, ge=1, description="Passes over the training split. Raise it while validation improves."
     )
     batch_size: int = Field(64, ge=2, description="Images an optimiser step sees.")
-    eval_batch_size: int = Field(256, ge=1, description="Images a forward pass without gradients sees.")
+    eval_batch_size: int = Field(
+        256, ge=1, description="Images a forward pass without gradients sees."
+    )
     learning_rate: float = Field(
-        1e-3, gt=0, description="Peak learning rate; a search draws its own, except for the known masks."
+        1e-3,
+        gt=0,
+        description="Peak learning rate; a search draws its own, except for the known masks.",
     )
     optimizer: str = Field("adamw", description="Any optimiser name that timm knows.")
     weight_decay: float = Field(
@@ -55,7 +59,9 @@ class Recipe(BaseModel):
         None, gt=0, le=1, description="Learning-rate factor from one layer to the one before it."
     )
     schedule: str = Field("cosine", description="Any scheduler name that timm knows.")
-    warmup: Fraction = Field(0.1, description="Share of all steps over which the learning rate rises.")
+    warmup: Fraction = Field(
+        0.1, description="Share of all steps over which the learning rate rises."
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Mass moved to the other classes.")
     class_weights: Literal["balanced", "none"] | tuple[float, ...] = Field(
         "balanced",
