@@ -240,7 +240,7 @@ def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> S
 
 def _epoch_batches(
     train: Split, spec: ImageSpec, recipe: Recipe, seed: int, device: torch.device
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, NDArray[np.int64]]]:
     return train_batches(
         train.images,
         train.rows,
