@@ -89,7 +89,9 @@ def spark_session(master: str | None, parallelism: int) -> Any:
     try:
         from pyspark.sql import SparkSession
     except ImportError:
-        raise InputError("search.executor=spark needs pyspark: pip install 'fairtune[spark]'") from None
+        raise InputError(
+            "search.executor=spark needs pyspark: pip install 'fairtune[spark]'"
+        ) from None
     master = master or os.environ.get("SPARK_MASTER_URL") or f"local[{parallelism},2]"
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = (

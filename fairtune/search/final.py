@@ -163,7 +163,9 @@ class FinalRunner:
         mask = workspace.mask(candidate.bits, candidate.space)
         point = Point(candidate.bits, candidate.learning_rate)
         key = f"{candidate.space}/{point.key}/{index}"
-        done = self.parent.children(f"tags.`{FINAL_KEY}` = '{key}' and attributes.status = 'FINISHED'")
+        done = self.parent.children(
+            f"tags.`{FINAL_KEY}` = '{key}' and attributes.status = 'FINISHED'"
+        )
         if done:
             metrics = done[0].data.metrics
             run_id = done[0].info.run_id

@@ -109,7 +109,5 @@ def trial_doc(
         "idxs": {name: [tid] for name in vals},
         "vals": vals,
     }
-    docs: list[dict[str, Any]] = trials.new_trial_docs(
-        [tid], [None], [domain.new_result()], [misc]
-    )
+    docs: list[dict[str, Any]] = trials.new_trial_docs([tid], [None], [domain.new_result()], [misc])
     return docs[0]

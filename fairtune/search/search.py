@@ -214,10 +214,14 @@ def conclude(
     with tempfile.TemporaryDirectory() as folder:
         for name in ("mask.json", "reports.json", "groups.csv", "delta.safetensors", "predictions"):
             path = best.download(name, folder)
-            log.client.log_artifacts(log.run_id, str(path), name) if path.is_dir() else log.file(path)
+            log.client.log_artifacts(log.run_id, str(path), name) if path.is_dir() else log.file(
+                path
+            )
     version = register(log, workspace, model, typical, mask)
     headline = {
-        f"{split}/{name}": metrics[f"{split}/{name}"] for split in ("val", "test") for name in COMPARED
+        f"{split}/{name}": metrics[f"{split}/{name}"]
+        for split in ("val", "test")
+        for name in COMPARED
     }
     return SearchOutcome(log.run_id, best.run_id, mask, rate, table, headline, version)
 
@@ -253,5 +257,3 @@ def register(
         ),
         alias=config.register_as.alias,
     )
-
-

@@ -69,7 +69,9 @@ class SearchSettings(_Section):
     objective: str = Field(
         "worst_group_auroc", description="The validation figure that the search improves."
     )
-    algorithm: Literal["tpe", "atpe", "rand", "anneal"] = Field("tpe", description="hyperopt's name.")
+    algorithm: Literal["tpe", "atpe", "rand", "anneal"] = Field(
+        "tpe", description="hyperopt's name."
+    )
     startup_trials: int = Field(
         10, ge=1, description="Trials before TPE trusts its model; until then it draws at random."
     )

@@ -22,7 +22,7 @@ from fairtune.fairness import Objective, check_groups, get_objective
 from fairtune.search.executors import Executor
 from fairtune.search.point import Point, SearchSpace
 from fairtune.search.proposer import Proposer, algorithm, trial_doc
-from fairtune.search.runner import ERROR, KEY, NUMBER, TrialRunner, result_of
+from fairtune.search.runner import ERROR, NUMBER, TrialRunner, result_of
 from fairtune.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -213,7 +213,9 @@ class _Progress:
         self.bar.close()
 
     def update(self, trials: Trials) -> None:
-        results = [doc["result"] for doc in trials._dynamic_trials if doc["state"] == JOB_STATE_DONE]
+        results = [
+            doc["result"] for doc in trials._dynamic_trials if doc["state"] == JOB_STATE_DONE
+        ]
         values = [r["value"] for r in results if r.get("status") == STATUS_OK]
         if values:
             best = min(values, key=self.objective.loss)
@@ -241,4 +243,3 @@ def _finished(trials: Trials, space: SearchSpace, parent: str) -> list[FinishedT
         )
         for doc in docs
     ]
-

@@ -110,7 +110,9 @@ def log_evaluation(
     step: int = 0,
 ) -> None:
     """Write the reports and predictions of several splits to a run."""
-    metrics = {k: v for name, report in reports.items() for k, v in split_metrics(name, report).items()}
+    metrics = {
+        k: v for name, report in reports.items() for k, v in split_metrics(name, report).items()
+    }
     for name in reports:
         if name != "train" and "train" in reports:
             metrics[f"{name}/{GAP}"] = fairness_generalization_gap(reports["train"], reports[name])
