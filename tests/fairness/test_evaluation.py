@@ -32,10 +32,9 @@ def sklearn_values(y, score, predicted):
 def test_values_equal_scikit_learn_overall_and_per_group(sample, seed, n_classes):
     data = sample(seed, n_classes=n_classes)
     report = evaluate(data.y, data.score, data.groups)
-    if n_classes == 2:
+    predicted = data.score.argmax(axis=1)
+    if n_classes == 2:  # a score of exactly one half is positive
         predicted = (data.score[:, 1] >= 0.5).astype(int)
-    else:
-        predicted = data.score.argmax(axis=1)
     cells = [(report.overall, np.ones(len(data.y), bool))]
     for attribute, groups in report.groups.items():
         cells += [
