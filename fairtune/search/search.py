@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from torch import nn
 
 from fairtune.config import Config, differing_keys, parse_config
 from fairtune.errors import InputError
@@ -192,9 +193,9 @@ def conclude(
 ) -> SearchOutcome:
     """Copy the winner to the parent run, tabulate it beside the baselines, and register it."""
     typical = next(
-        e for e in evaluations[winner.candidate.name] if e.run.run_id == winner.typical.run_id
+        e for e in evaluations[winner.candidate.name] if e.run_id == winner.typical.run_id
     )
-    best = log.sibling(typical.run.run_id)
+    best = log.sibling(typical.run_id)
     model, mask = load_model(workspace, best)
     table = comparison(evaluations, winner.candidate.name)
     metrics = {
@@ -217,7 +218,17 @@ def conclude(
             log.client.log_artifacts(log.run_id, str(path), name) if path.is_dir() else log.file(
                 path
             )
-    version = register(log, workspace, model, typical, mask)
+    version = None
+    if workspace.config.register_as.name is not None:
+        version = register_version(
+            log,
+            workspace,
+            model,
+            mask,
+            metrics,
+            name=workspace.config.register_as.name,
+            alias=workspace.config.register_as.alias,
+        )
     headline = {
         f"{split}/{name}": metrics[f"{split}/{name}"]
         for split in ("val", "test")
@@ -226,14 +237,18 @@ def conclude(
     return SearchOutcome(log.run_id, best.run_id, mask, rate, table, headline, version)
 
 
-def register(
-    log: RunLog, workspace: Workspace, model: Any, best: FinalEvaluation, mask: Mask
-) -> RegisteredVersion | None:
-    """Register the winner under the configured name and alias."""
+def register_version(
+    log: RunLog,
+    workspace: Workspace,
+    model: nn.Module,
+    mask: Mask,
+    metrics: dict[str, float],
+    *,
+    name: str,
+    alias: str | None,
+) -> RegisteredVersion:
+    """Register an evaluated model with its figures."""
     config = workspace.config
-    if config.register_as.name is None:
-        return None
-    test = best.reports["test"].headline
     spec = ServingSpec(
         architecture=config.model.architecture,
         options=config.model.options,
@@ -241,19 +256,15 @@ def register(
         mean=workspace.spec.mean,
         std=workspace.spec.std,
         classes=workspace.manifest.classes,
-        threshold=best.threshold,
-        name=config.register_as.name,
+        threshold=metrics.get("threshold"),
+        name=name,
     )
+    description = (
+        f"{config.model.architecture} fine-tuned on {config.data.name} under mask "
+        f"`{mask.text or mask.space}` ({mask.share:.1%} of the parameters). Test AUROC "
+        f"{metrics['test/auroc']:.3f}, worst group {metrics['test/worst_group_auroc']:.3f}."
+    )
+    tags = {key: str(value) for key, value in mask_tags(mask, workspace).items()}
     return register_model(
-        log.run_id,
-        config.register_as.name,
-        model.cpu(),
-        spec,
-        tags={k: str(v) for k, v in mask_tags(mask, workspace).items()},
-        description=(
-            f"{config.model.architecture} fine-tuned on {config.data.name} under mask "
-            f"`{mask.text}` ({mask.share:.1%} of the parameters). Test AUROC {test['auroc']:.3f}, "
-            f"worst group {test['worst_group_auroc']:.3f}."
-        ),
-        alias=config.register_as.alias,
+        log.run_id, name, model.cpu(), spec, tags=tags, description=description, alias=alias
     )

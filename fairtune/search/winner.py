@@ -22,7 +22,7 @@ from fairtune.fairness import (
     fit_threshold,
 )
 from fairtune.peft import Mask, load_delta
-from fairtune.search.final import FinalRun, Standing, standard_error
+from fairtune.search.final import Standing, standard_error
 from fairtune.tracking.predictions import predictions_table
 from fairtune.tracking.runs import RunLog, split_metrics
 from fairtune.training import Split, predict
@@ -37,7 +37,7 @@ COMPARED = ("auroc", "worst_group_auroc", "auroc_gap")
 class FinalEvaluation:
     """What one final run is worth on every split."""
 
-    run: FinalRun
+    run_id: str
     threshold: float | None
     reports: dict[str, FairnessReport]
 
@@ -70,15 +70,14 @@ def evaluate_finals(
     splits = {name: workspace.split(name) for name in SPLITS}
     return {
         standing.candidate.name: [
-            _evaluate(workspace, parent.sibling(run.run_id), run, splits) for run in standing.runs
+            evaluate_run(workspace, parent.sibling(run.run_id), splits) for run in standing.runs
         ]
         for standing in finals
     }
 
 
-def _evaluate(
-    workspace: Workspace, log: RunLog, run: FinalRun, splits: dict[str, Split]
-) -> FinalEvaluation:
+def evaluate_run(workspace: Workspace, log: RunLog, splits: dict[str, Split]) -> FinalEvaluation:
+    """Evaluate a run's model on these splits, its threshold fitted on ``val``; logged to the run."""
     model, _ = load_model(workspace, log)
     recipe = workspace.config.train
     scores = {
@@ -98,7 +97,7 @@ def _evaluate(
         for name, split in splits.items()
     }
     log_evaluation(log, splits, scores, reports, threshold, step=recipe.epochs)
-    return FinalEvaluation(run, threshold, reports)
+    return FinalEvaluation(log.run_id, threshold, reports)
 
 
 def log_evaluation(
