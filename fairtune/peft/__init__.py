@@ -1,6 +1,6 @@
 """Which parts of a model train: components, spaces, masks; and the models themselves."""
 
-from fairtune.peft import general, published  # noqa: F401  (fill the registry of spaces)
+from fairtune.peft import general, lora, published  # noqa: F401  (fill the registry of spaces)
 from fairtune.peft.apply import apply_mask, set_train_mode, trained_share
 from fairtune.peft.checkpoint import (
     delta_state,
@@ -10,6 +10,7 @@ from fairtune.peft.checkpoint import (
     write_weights,
 )
 from fairtune.peft.components import Component, components, rest_names
+from fairtune.peft.lora import merge_adapters
 from fairtune.peft.mask import Mask
 from fairtune.peft.models import BaseModel, build_model, init_head, input_size, normalization
 from fairtune.peft.parts import architecture_name, head_names
@@ -35,6 +36,7 @@ __all__ = [
     "init_head",
     "input_size",
     "load_delta",
+    "merge_adapters",
     "normalization",
     "rest_names",
     "save_delta",

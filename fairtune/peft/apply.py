@@ -7,9 +7,10 @@ from torch import nn
 from fairtune.errors import InputError
 from fairtune.peft.mask import Mask
 from fairtune.peft.parts import architecture_name, running_layers
+from fairtune.peft.spaces import SPACES
 
 
-def apply_mask(model: nn.Module, mask: Mask) -> list[str]:
+def apply_mask(model: nn.Module, mask: Mask, *, seed: int = 0) -> list[str]:
     """Set `requires_grad` of every parameter as the mask says.
 
     Parameters
@@ -18,6 +19,8 @@ def apply_mask(model: nn.Module, mask: Mask) -> list[str]:
         Changed in place. Follow with `set_train_mode` at the start of every epoch.
     mask
         A mask made for this architecture.
+    seed
+        Seeds what a space puts into the model (adapters); no other space draws.
 
     Returns
     -------
@@ -36,6 +39,9 @@ def apply_mask(model: nn.Module, mask: Mask) -> list[str]:
             f"the mask is for {mask.architecture!r}, the model is {name!r}; "
             f"make one with get_space({mask.space!r}).mask(model, bits)"
         )
+    prepare = SPACES[mask.space].prepare if mask.space in SPACES else None
+    if prepare is not None:
+        prepare(model, mask, seed)
     wanted = set(mask.parameters)
     missing = sorted(wanted - {key for key, _ in model.named_parameters()})
     if missing:

@@ -7,7 +7,7 @@ To add one, file a `Space` in `SPACES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -36,6 +36,11 @@ def _none(model: nn.Module) -> tuple[()]:
     return ()
 
 
+def parameter_sizes(model: nn.Module, chosen: Mapping[Bit, int]) -> dict[str, int]:
+    """Return the number of values in every parameter, by name."""
+    return {name: parameter.numel() for name, parameter in model.named_parameters()}
+
+
 @dataclass(frozen=True)
 class Space:
     """A rule that ties the parameters of a model to bits."""
@@ -52,6 +57,10 @@ class Space:
     """Whether the weights are to be initialised anew before training."""
     levels: tuple[int, ...] = (0, 1)
     """The values that a bit can take."""
+    sizes: Callable[[nn.Module, Mapping[Bit, int]], dict[str, int]] = parameter_sizes
+    """Number of values in every parameter that the model has under the chosen bits."""
+    prepare: Callable[[nn.Module, Mask, int], None] | None = None
+    """What `apply_mask` does first, with its seed: puts new parameters into the model."""
 
     def n_bits(self, model: nn.Module) -> int:
         """Return the number of bits for a model; 0 where the space leaves no choice."""
@@ -101,16 +110,15 @@ class Space:
                         levels=", ".join(map(str, self.levels)),
                     )
                 )
-        on = {
-            name for bit, part in zip(given, parts, strict=True) if bit for name in part.parameters
-        }
+        chosen = {part: int(bit) for bit, part in zip(given, parts, strict=True)}
+        on = {name for part, bit in chosen.items() if bit for name in part.parameters}
         names = sorted(on | set(self.always(model)) | set(head_names(model)))
-        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        sizes = self.sizes(model, chosen)
         return Mask(
             space=self.name,
             architecture=architecture_name(model),
             names=tuple(part.name for part in parts),
-            bits=tuple(int(bit) for bit in given),
+            bits=tuple(chosen.values()),
             parameters=tuple(names),
             trained=sum(sizes[name] for name in names),
             total=sum(sizes.values()),

@@ -81,7 +81,6 @@ def load_body(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> N
         A tensor is missing, left over, or of another shape; the model is then unchanged.
     """
     head = set(head_names(model))
-    # A classifier of another model may have a name that this one lacks (a distilled head).
     given = {name: value for name, value in tensors.items() if name not in head}
     own = {name: value for name, value in model.state_dict().items() if name not in head}
     check_fit(given, own, f"weights {origin!r} do not fit {architecture_name(model)!r}")

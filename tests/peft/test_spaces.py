@@ -178,6 +178,8 @@ def test_known_masks_of_a_transformer(skeleton):
 
 @pytest.mark.parametrize("name", list(SPACES))
 def test_known_masks_are_valid_and_differ(name, skeleton):
+    if name == "lora":
+        pytest.importorskip("peft", reason="the extra `peft` is not installed")
     space = get_space(name)
     architecture = "test_efficientnet" if name == "stages_norm_conv" else "test_vit"
     model = skeleton(architecture)
