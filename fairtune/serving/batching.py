@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Images = NDArray[np.uint8]
 Scores = NDArray[np.float32]
+_Item = tuple[Images, Future[Scores]]
 
 
 class MicroBatcher:
@@ -33,7 +34,7 @@ class MicroBatcher:
     def __init__(self, run: Callable[[Images], Scores], max_batch: int) -> None:
         self._run = run
         self.max_batch = max_batch
-        self._queue: queue.SimpleQueue[tuple[Images, Future[Scores]]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._start = threading.Lock()
         self._worker: threading.Thread | None = None
 
@@ -60,7 +61,7 @@ class MicroBatcher:
                 self._worker.start()
 
     def _loop(self) -> None:
-        held: tuple[Images, Future[Scores]] | None = None
+        held: _Item | None = None
         while True:
             batch = [held or self._queue.get()]
             held = None
@@ -75,9 +76,12 @@ class MicroBatcher:
                 else:
                     batch.append(item)
                     count += len(item[0])
-            self._answer(batch)
+            # A caller who gave up has cancelled; from here on the others cannot any more.
+            wanted = [item for item in batch if item[1].set_running_or_notify_cancel()]
+            if wanted:
+                self._answer(wanted)
 
-    def _answer(self, batch: list[tuple[Images, Future[Scores]]]) -> None:
+    def _answer(self, batch: list[_Item]) -> None:
         try:
             scores = self._run(np.concatenate([images for images, _ in batch]))
         except BaseException as error:

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import fairtune
-from fairtune.serving.model import IMAGE_COLUMN
 from fairtune.serving.predictor import probability_columns
-from fairtune.serving.spec import ServingSpec
+from fairtune.serving.spec import IMAGE_COLUMN, ServingSpec
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from fairtune.errors import InputError
 from fairtune.serving.loading import download_model
+from fairtune.serving.spec import IMAGE_COLUMN
 
 Answer = dict[str, Any]
 Ask = Callable[[list[str]], list[Answer]]
@@ -71,8 +72,6 @@ def _in_process(target: str) -> Ask:
     import mlflow
     import pandas as pd
 
-    from fairtune.serving.model import IMAGE_COLUMN
-
     model = mlflow.pyfunc.load_model(str(download_model(target)))
 
     def ask(images: list[str]) -> list[Answer]:
@@ -85,8 +84,6 @@ def _in_process(target: str) -> Ask:
 
 def _server(url: str, timeout: float) -> Ask:
     import requests
-
-    from fairtune.serving.model import IMAGE_COLUMN
 
     address = url.rstrip("/")
     address += "" if address.endswith("/invocations") else "/invocations"

@@ -6,15 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from fairtune.serving.predictor import Predictor
-from fairtune.serving.spec import SPEC_FILE
-
-IMAGE_COLUMN = "image"
-# MLflow writes this file beside a model that it downloads by its registered name.
-_REGISTRY_NOTE = "registered_model_meta"
+from fairtune.serving.spec import IMAGE_COLUMN, SPEC_FILE, registered_version
 
 
 class ServedModel(PythonModel):
@@ -31,7 +26,7 @@ class ServedModel(PythonModel):
         folder = Path(context.artifacts["spec"]).parent
         if not (folder / SPEC_FILE).is_file():
             raise FileNotFoundError(f"{SPEC_FILE} is not among the model's artifacts")
-        self.predictor = Predictor.load(folder, version=_registered_version(folder))
+        self.predictor = Predictor.load(folder, version=registered_version(folder))
 
     def predict(  # type: ignore[override]
         self,
@@ -48,13 +43,3 @@ class ServedModel(PythonModel):
 
 def _missing_as_none(value: object) -> object:
     return value if isinstance(value, str) else None
-
-
-def _registered_version(folder: Path) -> str:
-    """Read `name/version` from the note that MLflow leaves in a downloaded model, else ''."""
-    for parent in folder.parents:
-        note = parent / _REGISTRY_NOTE
-        if note.is_file():
-            values = yaml.safe_load(note.read_text(encoding="utf-8"))
-            return f"{values['model_name']}/{values['model_version']}"
-    return ""

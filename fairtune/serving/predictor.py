@@ -91,6 +91,11 @@ class Predictor:
             result: Scores = torch.softmax(logits.float(), dim=1).cpu().numpy()
         return result
 
+    def warm_up(self) -> None:
+        """Call the model once, so that the first client does not wait for lazy initialisation."""
+        size = self.spec.image_size
+        self._batcher(np.zeros((1, size, size, 3), np.uint8))
+
     def prepare(self, value: object) -> Images:
         """Turn one base64 text into pixels (S, S, 3); raises `RowError` fit for the client."""
         data = decode_base64(value, self.spec.max_image_bytes)

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from fairtune.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "model.safetensors"
 SPEC_FILE = "serving.json"
 FORMAT = 1
+IMAGE_COLUMN = "image"
+# MLflow writes this file beside a model that it downloads by its registered name.
+_REGISTRY_NOTE = "registered_model_meta"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +120,16 @@ def export_model(model: nn.Module, spec: ServingSpec, folder: Path) -> Path:
     save_model(model, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
     (folder / SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
     return folder
+
+
+def registered_version(folder: Path) -> str:
+    """Return `name/version` of the downloaded model that `folder` is part of, else ''."""
+    for parent in (folder, *folder.parents):
+        note = parent / _REGISTRY_NOTE
+        if note.is_file():
+            values = yaml.safe_load(note.read_text(encoding="utf-8"))
+            return f"{values['model_name']}/{values['model_version']}"
+    return ""
 
 
 def load_exported(folder: Path) -> tuple[nn.Module, ServingSpec]:
