@@ -156,6 +156,55 @@ def search(
 
 
 @main.command(context_settings=CONTEXT)
+@config_options
+@click.option("--bits", default="", help="Mask bits of the configured space, as runs show them.")
+def finetune(
+    config_path: str, overrides: tuple[str, ...], override_text: str, source: str, bits: str
+) -> None:
+    r"""Fine-tune once under one mask, judged on validation.
+
+    \b
+    Examples:
+      fairtune finetune -o search.space=fullft
+      fairtune finetune -o search.space=auto_peft1 --bits 101000111000010110
+    """
+    config = _config(config_path, overrides, override_text)
+    from fairtune.interrupt import handle_signals
+    from fairtune.search.single import fine_tune_once, parse_bits
+
+    with handle_signals() as stop:
+        run_id, mask, metrics = fine_tune_once(config, source or None, parse_bits(bits), stop)
+    _result({"run_id": run_id, "mask": mask.text, "metrics": metrics})
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--run-id", required=True, help="A finished search, trial or fine-tune.")
+@click.option("--source", default="", help="Where the data is, if not where it was.")
+def evaluate(run_id: str, source: str) -> None:
+    """Evaluate a run's model on train, validation and test; the test split is read once.
+
+    Asked again, the figures of the first time are shown.
+    """
+    from fairtune.search.single import evaluate_once
+
+    _result({"run_id": run_id, "metrics": evaluate_once(run_id, source or None)})
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--run-id", required=True, help="A finished search, trial or fine-tune.")
+@click.option("--name", required=True, help="Name of the registered model.")
+@click.option("--alias", default="", help="Alias for the new version; `promote` sets champion.")
+@click.option("--source", default="", help="Where the data is, if not where it was.")
+def register(run_id: str, name: str, alias: str, source: str) -> None:
+    """Register the model of a run, with its figures on test as tags of the version."""
+    from fairtune.search.single import register_run
+
+    version = register_run(run_id, name, source or None, alias=alias or None)
+    click.echo(f"registered {version.name} version {version.version}")
+    _result({"run_id": run_id, "model_name": name, "model_version": version.version})
+
+
+@main.command(context_settings=CONTEXT)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", required=True, help="models:/NAME@champion, or the URL of a server.")
 def predict(images: tuple[Path, ...], model: str) -> None:
@@ -171,3 +220,127 @@ def predict(images: tuple[Path, ...], model: str) -> None:
     for row in rows:
         click.echo(json.dumps(_plain(row)))
     _result({"model": model, "n": len(rows), "errors": sum(bool(r.get("error")) for r in rows)})
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--model", required=True, help="NAME (its champion), NAME/VERSION or a model URI.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on; this machine by default.")
+@click.option("--port", default=5001, type=click.IntRange(0, 65535), help="0 takes a free port.")
+@click.option("--workers", default=1, type=click.IntRange(1), help="Server processes.")
+def serve(model: str, host: str, port: int, workers: int) -> None:
+    """Serve a registered model over HTTP: /invocations, /ping, /health, /version."""
+    from fairtune.serving.server import serve as run_server
+
+    sys.exit(run_server(model, host=host, port=port, workers=workers))
+
+
+@main.command(context_settings=CONTEXT)
+@click.argument("name", required=False, default="")
+@click.option("--config", "config_path", default="", help="Take name, options, size from here.")
+@click.option("--source", default="", help="Folder with the official download.")
+@click.option("--size", default=224, type=click.IntRange(8), help="Side of the stored images.")
+@click.option("--on-bad-image", default="fail", type=click.Choice(["fail", "skip"]))
+@click.option("--allow-missing", is_flag=True, help="Leave out rows whose image file is not there.")
+def prepare(
+    name: str, config_path: str, source: str, size: int, on_bad_image: Any, allow_missing: bool
+) -> None:
+    r"""Check a data set, decode its images once, and show its counts.
+
+    \b
+    Examples:
+      fairtune prepare ham10000 --source data/ham10000 --size 96
+      fairtune prepare folder --config my.yaml --source data/mine
+    """
+    from fairtune.data import DATASETS
+    from fairtune.data import prepare as run_prepare
+
+    options: dict[str, Any] = {}
+    attributes = None
+    if config_path:
+        config = _config(config_path, (), "")
+        if name and name != config.data.name:
+            raise InputError(f"{config_path} is about {config.data.name!r}, not {name!r}")
+        name, options, attributes = config.data.name, config.data.options, config.data.attributes
+        size = config.data.store_size or config.data.image_size
+    if not name:
+        raise InputError(f"name a data set ({', '.join(sorted(DATASETS))}) or give --config")
+    if allow_missing:
+        options = {**options, "allow_missing": True}
+    done = run_prepare(
+        name,
+        source or None,
+        size=size,
+        options=options,
+        attributes=attributes,
+        on_bad_image=on_bad_image,
+    )
+    click.echo(done.counts.to_string())
+    for note in done.notes():
+        click.echo(note)
+    _result(
+        {
+            "name": name,
+            "images": len(done.manifest),
+            "digest": done.manifest.digest,
+            "store": str(done.store.path),
+            "matches_official_counts": done.matches,
+        }
+    )
+
+
+@main.command(context_settings=CONTEXT)
+@config_options
+@click.option("--images/--no-images", default=True, help="Decode every image as well.")
+def doctor(
+    config_path: str, overrides: tuple[str, ...], override_text: str, source: str, images: bool
+) -> None:
+    """Say what would go wrong before any training does. Exit code 3 when something would."""
+    config = _config(config_path, overrides, override_text)
+    from fairtune.data import diagnose, load_dataset
+
+    manifest = load_dataset(config.data.name, source or None, **config.data.options)
+    findings = diagnose(manifest.select(config.data.attributes), images=images)
+    for finding in findings:
+        click.echo(f"{finding.level:8}{finding.check:10} {finding.message}")
+    errors = sum(finding.level == "error" for finding in findings)
+    click.echo(f"{errors} errors, {len(findings) - errors} warnings")
+    _result({"errors": errors, "warnings": len(findings) - errors})
+    if errors:
+        sys.exit(3)
+
+
+@main.command(context_settings=CONTEXT)
+@config_options
+def spaces(config_path: str, overrides: tuple[str, ...], override_text: str, source: str) -> None:
+    """List the mask spaces and how many bits each has for the configured model."""
+    config = _config(config_path, overrides, override_text)
+    from fairtune.peft import SPACES, build_model
+
+    model = build_model(config.model.architecture, num_classes=2, options=config.model.options)
+    for name in sorted(SPACES):
+        try:
+            bits = f"{SPACES[name].n_bits(model):5} bits"
+        except InputError:
+            bits = "does not fit"
+        click.echo(f"{name:34}{bits:14}{SPACES[name].summary}")
+
+
+@main.command(context_settings=CONTEXT)
+@config_options
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="File to write.")
+def pretrain(
+    config_path: str, overrides: tuple[str, ...], override_text: str, source: str, output: Path
+) -> None:
+    """Train a model from scratch on a source task and write its weights without the head."""
+    config = _config(config_path, overrides, override_text)
+    from fairtune.pretraining import pretrain as run_pretrain
+
+    done = run_pretrain(config, source or None, output)
+    _result(
+        {
+            "path": str(done.path),
+            "bytes": done.bytes,
+            "base_hash": done.base_hash,
+            "metrics": {"val/accuracy": done.accuracy},
+        }
+    )
