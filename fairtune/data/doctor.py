@@ -17,6 +17,7 @@ from tqdm import tqdm
 from fairtune.data.images import ImageError
 from fairtune.data.manifest import SPLITS, Manifest
 from fairtune.data.references import ImageReader
+from fairtune.data.splits import patients_in_several
 
 Level = Literal["error", "warning"]
 _JUDGED = ("val", "test")
@@ -138,9 +139,8 @@ def _uncertainty(n: dict[str, int]) -> str:
 
 
 def _patients(manifest: Manifest) -> Iterator[Finding]:
-    splits = manifest.table.groupby("patient")["split"].nunique()
-    shared = splits.index[splits > 1]
-    if len(shared):
+    shared = patients_in_several(manifest.table)
+    if shared:
         yield Finding(
             "error",
             "patient",

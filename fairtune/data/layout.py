@@ -15,6 +15,9 @@ from fairtune.data.references import MEMBER, Reference
 from fairtune.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".npy", ".dcm")
+_TABLES = (".csv", ".tab", ".tsv", ".xlsx", ".parquet")
+_DEPTH = 3
+_MANY = 1000
 _JUNK = ("__MACOSX/", "._")  # what macOS adds to archives
 
 
@@ -28,7 +31,7 @@ def download(source: Path | None, name: str, page: str) -> Path:
 
 
 def find(source: Path, *patterns: str, what: str, page: str = "") -> Path:
-    """Find a file or folder by its name (patterns in order of preference), at most two levels down.
+    """Find a file or folder by its name (patterns in order of preference), at most three levels down.
 
     Case does not matter. Among several matches of one pattern the least nested wins, then the
     first by name.
@@ -50,11 +53,15 @@ def find(source: Path, *patterns: str, what: str, page: str = "") -> Path:
 
 def find_all(source: Path, *patterns: str) -> list[Path]:
     """Find all files and folders by name, best first (see `find`); empty if there are none."""
-    levels = [sorted(_visible(source))]
-    for _ in range(2):
-        levels.append(
-            sorted(child for path in levels[-1] if path.is_dir() for child in _visible(path))
-        )
+    levels = [_visible(source)]
+    for _ in range(_DEPTH):
+        levels.append([])
+        for path in levels[-2]:
+            # A folder of so many entries is one of images, with a folder a patient perhaps.
+            if path.is_dir() and len(inside := _visible(path)) <= _MANY:
+                levels[-1] += inside
+            elif path.is_dir():
+                levels[-1] += (child for child in inside if child.suffix in _TABLES)
     return [
         path
         for pattern in patterns
@@ -164,12 +171,12 @@ def check_references(
     return attach_images(table, known, "image", where=str(root), allow_missing=allow_missing)
 
 
-def _visible(folder: Path) -> Iterator[Path]:
+def _visible(folder: Path) -> list[Path]:
     try:
-        children = list(folder.iterdir())
+        names = sorted(os.listdir(folder))
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror or error}") from None
-    return (child for child in children if not child.name.startswith("."))
+    return [folder / name for name in names if not name.startswith(".")]
 
 
 def files_below(folder: Path) -> Iterator[str]:

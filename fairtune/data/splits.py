@@ -102,6 +102,12 @@ def k_folds(
         yield manifest.with_split(split)
 
 
+def patients_in_several(table: pd.DataFrame) -> list[str]:
+    """Name the patients who are in more than one split, ascending."""
+    splits = table.groupby("patient", observed=True)["split"].nunique()
+    return sorted(splits.index[splits > 1])
+
+
 def strata_of(label: pd.Series, groups: pd.DataFrame) -> np.ndarray:
     """Name the cell of label and groups of each row, shape (N,)."""
     cells = label.astype(str).to_numpy(dtype=object)

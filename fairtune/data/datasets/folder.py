@@ -36,7 +36,7 @@ from fairtune.data.columns import Attribute, Missing, as_groups, as_labels
 from fairtune.data.datasets._common import assemble
 from fairtune.data.layout import check_references, download
 from fairtune.data.manifest import Manifest
-from fairtune.data.splits import split_stratified, strata_of
+from fairtune.data.splits import patients_in_several, split_stratified, strata_of
 from fairtune.data.tables import Table, read_table
 from fairtune.errors import InputError
 
@@ -97,7 +97,8 @@ def folder(
     frame["patient"] = read.text(patient_column) if patient_column else frame["image"]
     specs = attributes if isinstance(attributes, Mapping) else {name: name for name in attributes}
     if not specs:
-        raise InputError(f"{read.path}: name one attribute at least (columns: {_columns(read)})")
+        columns = ", ".join(map(str, read.frame.columns))
+        raise InputError(f"{read.path}: name one attribute at least (columns: {columns})")
     keep = np.ones(len(frame), bool)
     for attribute, spec in specs.items():
         spec = Attribute(column=spec) if isinstance(spec, str) else spec
@@ -117,16 +118,8 @@ def folder(
 
 
 def _refuse_shared(read: Table, frame: pd.DataFrame, column: str) -> None:
-    """Refuse a patient who is in two splits."""
-    shared = frame.groupby("patient")["split"].nunique() > 1
-    if shared.any():
-        patient = shared.index[shared][0]
-        row = int(np.flatnonzero(frame["patient"] == patient)[0])
-        splits = ", ".join(sorted(frame.loc[frame["patient"] == patient, "split"].unique()))
-        raise read.error(
-            row, column, f"patient {patient!r} is in {splits} ({shared.sum()} such patients)"
-        )
-
-
-def _columns(read: Table) -> str:
-    return ", ".join(map(str, read.frame.columns))
+    shared = patients_in_several(frame)
+    if shared:
+        row = int(np.flatnonzero(frame["patient"] == shared[0])[0])
+        what = f"patient {shared[0]!r} is in several splits ({len(shared)} such patients)"
+        raise read.error(row, column, what)
