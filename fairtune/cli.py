@@ -35,7 +35,9 @@ class _Commands(click.Group):
         except click.Abort:
             sys.exit(130)
         except click.ClickException as error:
-            error.show()
+            context = getattr(error, "ctx", None)
+            where = f"; see {context.command_path} --help" if context else ""
+            click.echo(f"fairtune: {' '.join(error.format_message().split())}{where}", err=True)
             sys.exit(2)
         except FairtuneError as error:
             click.echo(f"fairtune: {' '.join(str(error).split())}", err=True)
@@ -50,7 +52,7 @@ class _Commands(click.Group):
 @click.option("-v", "--verbose", count=True, help="Say more: -v progress, -vv everything.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
 def main(verbose: int, quiet: bool) -> None:
-    r"""Search which parts of a pre-trained model to fine-tune, judged by fairness on validation data.
+    """Search which parts of a pre-trained model to fine-tune, judged by fairness on validation data.
 
     \b
     Start with the embedded demo:   fairtune search --config configs/demo.yaml
@@ -124,7 +126,7 @@ def _plain(value: Any) -> Any:
 def search(
     config_path: str, overrides: tuple[str, ...], override_text: str, source: str, resume: str
 ) -> None:
-    r"""Search for the mask that is fairest on validation; register the winner.
+    """Search for the mask that is fairest on validation; register the winner.
 
     \b
     Example:
@@ -161,7 +163,7 @@ def search(
 def finetune(
     config_path: str, overrides: tuple[str, ...], override_text: str, source: str, bits: str
 ) -> None:
-    r"""Fine-tune once under one mask, judged on validation.
+    """Fine-tune once under one mask, judged on validation.
 
     \b
     Examples:
@@ -208,7 +210,7 @@ def register(run_id: str, name: str, alias: str, source: str) -> None:
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", required=True, help="models:/NAME@champion, or the URL of a server.")
 def predict(images: tuple[Path, ...], model: str) -> None:
-    r"""Predict image files with a registered model, in this process or through a server.
+    """Predict image files with a registered model, in this process or through a server.
 
     \b
     Example:
@@ -244,7 +246,7 @@ def serve(model: str, host: str, port: int, workers: int) -> None:
 def prepare(
     name: str, config_path: str, source: str, size: int, on_bad_image: Any, allow_missing: bool
 ) -> None:
-    r"""Check a data set, decode its images once, and show its counts.
+    """Check a data set, decode its images once, and show its counts.
 
     \b
     Examples:

@@ -16,6 +16,7 @@ from torch import nn
 
 from fairtune.config import Config, parse_config
 from fairtune.data import Manifest, Store, load_dataset, open_store
+from fairtune.fairness import get_objective
 from fairtune.peft import BaseModel, Mask, Space, apply_mask, get_space
 from fairtune.seeding import seed as named_seed
 from fairtune.training import ImageSpec, Split, choose_device
@@ -68,6 +69,7 @@ def open_workspace(config: Config, source: str | None) -> Workspace:
 def _open(config_yaml: str, source: str | None) -> Workspace:
     config = parse_config(yaml.safe_load(config_yaml), "configuration")
     data, model = config.data, config.model
+    get_objective(config.search.objective)  # names are checked before the data is touched
     space, device = get_space(config.search.space), choose_device(config.device)
     manifest = load_dataset(data.name, Path(source) if source else None, **data.options)
     manifest = manifest.select(data.attributes)
