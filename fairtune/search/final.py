@@ -21,11 +21,12 @@ from fairtune.fairness import FairnessReport, Objective, get_objective
 from fairtune.interrupt import InterruptedSearchError, StopRequest
 from fairtune.peft import Mask
 from fairtune.search.point import Point
+from fairtune.search.runner import ERROR
 from fairtune.search.settings import FinalSettings
-from fairtune.search.study import FinishedTrial
+from fairtune.search.study import FinishedTrial, NoTrialError
 from fairtune.search.trial import mask_params, mask_tags, run_trial
 from fairtune.seeding import seed as named_seed
-from fairtune.tracking.runs import RunLog, one_line
+from fairtune.tracking.runs import RunLog, is_store_failure, one_line
 from fairtune.workspace import Workspace, open_workspace
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class FinalRun:
     run_id: str
     value: float
     auroc: float
+    error: str | None = None
+    """Why it has no value."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Standing:
         return min(self.runs, key=lambda run: (abs(run.value - self.mean), run.index))
 
     def bound(self, objective: Objective) -> float:
-        """The pessimistic end of mean ± standard error, oriented: larger is better."""
+        """Return the pessimistic end of mean ± standard error, oriented: larger is better."""
         error = self.standard_error
         return -objective.loss(self.mean) - (0.0 if math.isnan(error) else error)
 
@@ -192,10 +195,14 @@ class FinalRunner:
                 should_stop=lambda: self.stop.requested,
             )
         except Exception as error:
-            log.log(tags={"fairtune.error": one_line(error)})
+            if is_store_failure(error):
+                raise
+            reason = one_line(error)
+            logger.warning("%s, seed %d, failed: %s", candidate.name, index, reason)
+            log.log(tags={ERROR: reason})
             log.end("FAILED")
-            raise
-        if self.stop.requested and trial.epochs < self.config.train.epochs:
+            return FinalRun(candidate, index, log.run_id, math.nan, math.nan, reason)
+        if trial.epochs < self.config.train.epochs:
             log.end("KILLED")
             raise InterruptedSearchError("stopped by Ctrl-C")
         log.end()
@@ -203,13 +210,27 @@ class FinalRunner:
 
 
 def standings(runs: Sequence[FinalRun]) -> list[Standing]:
-    """Group final runs by candidate, in order of appearance."""
+    """Group final runs by candidate, in order of appearance.
+
+    A candidate of which one seed failed is out: what cannot be relied on is not chosen.
+
+    Raises
+    ------
+    NoTrialError
+        When every candidate is out; names the first reason.
+    """
+    failed = {run.candidate.name: run.error for run in runs if run.error is not None}
     names = dict.fromkeys(run.candidate.name for run in runs)
-    return [
+    found = [
         Standing(mine[0].candidate, mine)
         for name in names
-        if (mine := tuple(run for run in runs if run.candidate.name == name))
+        if name not in failed and (mine := tuple(run for run in runs if run.candidate.name == name))
     ]
+    for name, reason in failed.items():
+        logger.warning("%s is no candidate any more: %s", name, reason)
+    if not found:
+        raise NoTrialError(f"every final run failed; the first with: {next(iter(failed.values()))}")
+    return found
 
 
 def pick_winner(

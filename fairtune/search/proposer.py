@@ -27,6 +27,7 @@ Suggest = Callable[..., list[dict[str, Any]]]
 
 def algorithm(name: str, startup_trials: int) -> Suggest:
     """Return hyperopt's suggest function of this name."""
+    suggest: Suggest
     if name == "tpe":
         return partial(tpe.suggest, n_startup_jobs=startup_trials)
     if name == "atpe":
@@ -36,9 +37,10 @@ def algorithm(name: str, startup_trials: int) -> Suggest:
             raise InputError(
                 "search.algorithm=atpe needs lightgbm: pip install 'hyperopt[ATPE]'"
             ) from None
-        suggest: Suggest = atpe.suggest
+        suggest = atpe.suggest
         return suggest
-    return {"rand": rand.suggest, "anneal": anneal.suggest}[name]
+    suggest = {"rand": rand.suggest, "anneal": anneal.suggest}[name]
+    return suggest
 
 
 @dataclass

@@ -59,7 +59,7 @@ class Median(Pruner):
         """See `Pruner.goes_on`."""
         if math.isnan(value):
             return False
-        if len(others) + 1 < self.min_trials:
+        if not others or len(others) + 1 < self.min_trials:
             return True
         seen = sorted(-math.inf if math.isnan(other) else other for other in others)
         middle = len(seen) // 2

@@ -18,7 +18,7 @@ from fairtune.search.point import Point, SearchSpace
 from fairtune.search.pruning import make_pruner
 from fairtune.search.trial import RUNG, Trial, mask_params, mask_tags, run_trial
 from fairtune.seeding import seed as named_seed
-from fairtune.tracking.runs import RunLog, one_line
+from fairtune.tracking.runs import RunLog, is_store_failure, one_line
 from fairtune.workspace import Workspace, open_workspace
 
 logger = logging.getLogger(__name__)
@@ -59,21 +59,25 @@ class TrialRunner:
         point = self.space.point(sample)
         run = self._run_of(point)
         log = self.parent.sibling(run.info.run_id)
-        workspace = self._workspace()
         objective = get_objective(self.config.search.objective)
-        mask = workspace.mask(point.bits)
+        if has_ended(run):  # a worker was lost after it had written everything
+            return result_of(run, objective)
         try:
+            workspace = self._workspace()
+            mask = workspace.mask(point.bits)
             trial = self._trial(workspace, mask, point, run, log, objective)
         except Exception as error:
+            if is_store_failure(error):  # not this trial's fault, and the next would meet it too
+                raise
             logger.warning("trial %s failed: %s", run.data.tags[NUMBER], one_line(error))
             logger.debug("trial failed", exc_info=True)
             log.log(tags={ERROR: one_line(error)})
             log.end("FAILED")
             return {"status": STATUS_FAIL, "run_id": log.run_id, "error": one_line(error)}
-        if self.stop.requested and trial.stopped_at is None:
-            if trial.epochs < self.config.train.epochs:
-                log.end("KILLED")
-                raise InterruptedSearchError("stopped by Ctrl-C")
+        cut_off = trial.epochs < self.config.train.epochs and trial.stopped_at is None
+        if cut_off:
+            log.end("KILLED")
+            raise InterruptedSearchError("stopped by Ctrl-C")
         log.end()
         return result_of(log.data(), objective)
 
@@ -104,10 +108,8 @@ class TrialRunner:
         return open_workspace(self.config, self.source)
 
     def _run_of(self, point: Point) -> Run:
-        (run, *_) = self.parent.children(
-            f"tags.`{KEY}` = '{point.key}' and attributes.status = 'RUNNING'"
-        )
-        return run
+        """Find the run that `open` made; of several (a repeated trial) the last one."""
+        return self.parent.children(f"tags.`{KEY}` = '{point.key}'")[-1]
 
     def _others_at(self, rung: int, run_id: str) -> list[float]:
         """Read from the store what the other trials were worth at this rung."""
@@ -117,6 +119,11 @@ class TrialRunner:
             for run in self.parent.children("tags.`fairtune.kind` = 'trial'")
             if run.info.run_id != run_id and name in run.data.metrics
         ]
+
+
+def has_ended(run: Run) -> bool:
+    """Say whether a trial came to an end of its own: a value or a reason why it has none."""
+    return run.info.status == "FINISHED" or ERROR in run.data.tags
 
 
 def result_of(run: Run, objective: Objective) -> dict[str, Any]:

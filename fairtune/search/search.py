@@ -38,7 +38,7 @@ from fairtune.search.winner import (
 )
 from fairtune.serving.spec import ServingSpec
 from fairtune.tracking.registry import RegisteredVersion, register_model
-from fairtune.tracking.runs import RunLog, log_dataset, open_run
+from fairtune.tracking.runs import KIND, RunLog, existing_run, log_dataset, open_run
 from fairtune.workspace import Workspace, open_workspace
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ BUDGET_KEYS = (
     "search.trials",
 )
 EXPERIMENT = "fairtune"
+WINNER = "fairtune.winner"
 
 
 @dataclass(frozen=True)
@@ -102,20 +103,22 @@ def search(
     InputError
         Anything the user can mend, before any training where that is possible.
     """
+    if resume:
+        check_resumable(existing_run(resume), config)
     workspace = open_workspace(config, source)
     with open_run("search", run_name(config), experiment=EXPERIMENT, resume=resume) as log:
-        if resume:
-            check_resumable(log, config)
         executor = make_executor(config.search)
         describe(log, workspace, source)
         runner = TrialRunner(config, source, search_space(workspace), log, stop)
-        trials = run_study(runner, executor, workspace)
+        decided = WINNER in log.data().data.tags
+        trials = run_study(runner, executor, workspace, propose=not decided)
         finals = run_finals(log, workspace, trials, executor, source, stop)
         objective = get_objective(config.search.objective)
         winner = pick_winner(finals, objective, config.search.final)
         searched = [s for s in finals if s.candidate.name not in BASELINES]
         best_mask = pick_winner(searched, objective, config.search.final)
         shown = {s.candidate.name: s for s in (winner, best_mask, *finals)}
+        log.log(tags={WINNER: winner.candidate.name})  # from here on the choice stands
         keep = {winner.candidate.name, best_mask.candidate.name, *BASELINES}
         evaluations = evaluate_finals(workspace, log, [shown[n] for n in shown if n in keep])
         return conclude(log, workspace, winner, evaluations)
@@ -128,9 +131,16 @@ def run_name(config: Config) -> str:
 
 
 def check_resumable(log: RunLog, config: Config) -> None:
-    """Refuse to continue a search with another configuration, except for its budget."""
-    if log.data().data.tags.get("fairtune.kind") != "search":
+    """Refuse to continue a search with another configuration, except for its budget.
+
+    A search that has chosen its winner has read the test split: more trials now would be chosen
+    with test figures in view.
+    """
+    run = log.data()
+    if run.data.tags.get(KIND) != "search":
         raise InputError(f"run {log.run_id} is not a search; only a search can be resumed")
+    if run.info.status == "FINISHED":
+        raise InputError(f"run {log.run_id} is complete; start a new search for more trials")
     before = parse_config(yaml.safe_load(log.read_text("config.yaml")), f"run {log.run_id}")
     changed = [key for key in differing_keys(before, config) if key not in BUDGET_KEYS]
     if changed:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hyperopt import JOB_STATE_DONE, STATUS_OK, Trials
+from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK, Trials
 from hyperopt.base import Domain
 from mlflow.entities import Run
 from tqdm import tqdm
@@ -22,10 +22,13 @@ from fairtune.fairness import Objective, check_groups, get_objective
 from fairtune.search.executors import Executor
 from fairtune.search.point import Point, SearchSpace
 from fairtune.search.proposer import Proposer, algorithm, trial_doc
-from fairtune.search.runner import ERROR, NUMBER, TrialRunner, result_of
+from fairtune.search.runner import NUMBER, TrialRunner, has_ended, result_of
 from fairtune.workspace import Workspace
 
 logger = logging.getLogger(__name__)
+
+FAILURES = 5
+"""A search whose first trials fail, this many and no other, has a fault that no mask can mend."""
 
 
 class NoTrialError(FairtuneError):
@@ -68,11 +71,14 @@ def known_points(workspace: Workspace) -> list[Point]:
     return [Point(bits, rate) for rate in rates for bits in masks]
 
 
-def run_study(runner: TrialRunner, executor: Executor, workspace: Workspace) -> list[FinishedTrial]:
+def run_study(
+    runner: TrialRunner, executor: Executor, workspace: Workspace, *, propose: bool = True
+) -> list[FinishedTrial]:
     """Run the trials of a search and return those that ended with a value, in order.
 
     What the parent run already has is taken over: finished and failed trials count as they are;
-    trials that were cut off are closed as KILLED and repeated.
+    trials that were cut off are closed as KILLED and repeated. Without `propose` that is all: the
+    search had its winner already.
 
     Raises
     ------
@@ -91,6 +97,8 @@ def run_study(runner: TrialRunner, executor: Executor, workspace: Workspace) -> 
     past = _Past.of(runner.parent.children("tags.`fairtune.kind` = 'trial'"), runner.space)
     past.close_unfinished(runner)
     past.restore(trials, runner, objective)
+    if not propose:
+        return _finished(trials, runner.space, runner.parent.run_id)
     with _Progress(settings.trials, objective) as progress:
         progress.update(trials)
         proposer = Proposer(
@@ -98,7 +106,7 @@ def run_study(runner: TrialRunner, executor: Executor, workspace: Workspace) -> 
             given=[*past.unfinished, *known_points(workspace)],
             suggest=algorithm(settings.algorithm, settings.startup_trials),
             seed=workspace.config.seed,
-            may_start=_Budget(workspace, runner, objective, progress.update),
+            may_start=_Budget(workspace, runner, objective, progress.update, past.began()),
             on_proposal=runner.open,
             taken=set(past.numbers),
         )
@@ -120,15 +128,19 @@ class _Past:
     def of(cls, runs: Iterable[Run], space: SearchSpace) -> _Past:
         past = cls()
         for run in sorted(runs, key=lambda run: int(run.data.tags[NUMBER])):
-            point = point_of(run, space)
-            ended = run.info.status == "FINISHED" or ERROR in run.data.tags
-            if ended:
-                past.done.append((point, run))
-            else:
-                past.unfinished.append(point)
-                if run.info.status == "RUNNING":
-                    past.unfinished_runs.append(run.info.run_id)
+            if has_ended(run):
+                past.done.append((point_of(run, space), run))
+                continue
+            if "learning_rate" in run.data.params:  # else cut off before it was written down
+                past.unfinished.append(point_of(run, space))
+            if run.info.status == "RUNNING":
+                past.unfinished_runs.append(run.info.run_id)
         return past
+
+    def began(self) -> float:
+        """Return when the search would have begun, had it run without a break, on this clock."""
+        spent: float = sum(run.info.end_time - run.info.start_time for _, run in self.done) / 1000
+        return time.monotonic() - spent
 
     @property
     def numbers(self) -> list[int]:
@@ -170,7 +182,7 @@ class _Budget:
     runner: TrialRunner
     objective: Objective
     tell: Callable[[Trials], None]
-    started: float = field(default_factory=time.monotonic)
+    started: float
 
     def __call__(self, trials: Trials) -> bool:
         self.tell(trials)
@@ -185,6 +197,7 @@ class _Budget:
             f"{settings.max_minutes} minutes": minutes >= (settings.max_minutes or float("inf")),
             f"{settings.max_epochs} epochs": epochs >= (settings.max_epochs or float("inf")),
             f"no better for {settings.patience} trials": self._stale(values, settings.patience),
+            f"the first {FAILURES} all failed": _hopeless(results),
         }
         for reason, reached in reasons.items():
             if reached:
@@ -197,6 +210,11 @@ class _Budget:
             return False
         losses = [self.objective.loss(value) for value in values]
         return min(losses[-patience:]) >= min(losses[:-patience])
+
+
+def _hopeless(results: list[dict[str, Any]]) -> bool:
+    ended = [r["status"] for r in results if r.get("status") in (STATUS_OK, STATUS_FAIL)]
+    return len(ended) >= FAILURES and STATUS_OK not in ended
 
 
 class _Progress:

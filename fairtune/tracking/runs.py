@@ -7,6 +7,7 @@ wrong parent.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 PARENT = "mlflow.parentRunId"
 KIND = "fairtune.kind"
 STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,16 @@ def store_errors() -> Iterator[None]:
         raise InputError(
             f"tracking store {uri}: {_reason(error)}; check MLFLOW_TRACKING_URI and its permissions"
         ) from None
+
+
+def is_store_failure(error: BaseException) -> bool:
+    """Say whether an error comes from the tracking store or a full disk, not from the work."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 20:
+        chain.append(cause)
+    return any(isinstance(link, (MlflowException, SQLAlchemyError)) for link in chain) or any(
+        isinstance(link, OSError) and link.errno in FULL_DISK for link in chain
+    )
 
 
 def without_password(uri: str) -> str:

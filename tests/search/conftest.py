@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from search.samples import write_data
+
+from fairtune.config import Config
+from fairtune.interrupt import StopRequest
+from fairtune.search.search import SearchOutcome, search
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the folder of the tiny data set."""
+    return str(write_data(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Point MLflow to a fresh SQLite store; gives its URI."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    logging.getLogger("hyperopt").setLevel(logging.WARNING)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    yield uri
+    mlflow.set_tracking_uri(before)
+    mlflow.set_registry_uri("")
+
+
+def children(run_id: str, kind: str | None = None) -> list[Run]:
+    """Read the nested runs of a run, by their start."""
+    client = MlflowClient()
+    experiment = client.get_run(run_id).info.experiment_id
+    where = f"tags.`mlflow.parentRunId` = '{run_id}'"
+    where += f" and tags.`fairtune.kind` = '{kind}'" if kind else ""
+    return list(client.search_runs([experiment], where, order_by=["attributes.start_time ASC"]))
+
+
+@pytest.fixture
+def run_search(store: str, source: str) -> Callable[..., SearchOutcome]:
+    """Run a whole search of the tiny data set."""
+
+    def run(config: Config, **options: object) -> SearchOutcome:
+        return search(config, source, StopRequest(), **options)  # type: ignore[arg-type]
+
+    return run
