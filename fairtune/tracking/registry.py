@@ -24,6 +24,7 @@ from fairtune.serving import bundle
 from fairtune.serving.predictor import Predictor, probability_columns
 from fairtune.serving.safety import refuse_pickles
 from fairtune.serving.spec import SPEC_FILE, WEIGHTS_FILE, ServingSpec, export_model
+from fairtune.tracking.aliases import CHAMPION, move_alias
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHAMPION = "champion"
-PREVIOUS = "previous"
 MODEL_NAME = "model"
 TOLERANCE = 1e-5
 
@@ -42,6 +41,7 @@ KEY_METRICS = (
     "auroc_gap",
     "balanced_accuracy",
     "equalized_odds_difference",
+    "demographic_parity_difference",
     "fairness_generalization_gap",
 )
 _COUNTS = "n_by_group/"
@@ -127,30 +127,6 @@ def key_metric_tags(run: Run) -> dict[str, str]:
         if key.partition("/")[2] in KEY_METRICS or key.partition("/")[2].startswith(_COUNTS)
     }
     return {key: f"{value:.6g}" for key, value in sorted(kept.items())}
-
-
-def move_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
-    """Point `alias` to `version`; a champion that gives way stays reachable as `previous`."""
-    holder = alias_version(client, name, alias)
-    if holder == version:
-        return
-    client.set_registered_model_alias(name, alias, version)
-    if alias == CHAMPION and holder is not None:
-        client.set_registered_model_alias(name, PREVIOUS, holder)
-
-
-def alias_version(client: MlflowClient, name: str, alias: str) -> str | None:
-    """Return the version an alias points to, or None; raises `InputError` for an unknown name."""
-    try:
-        aliases = client.get_registered_model(name).aliases
-    except MlflowException as error:
-        known = ", ".join(sorted(found.name for found in client.search_registered_models()))
-        raise InputError(
-            f"no registered model {name!r} in {mlflow.get_registry_uri()} "
-            f"(known: {known or 'none'})"
-        ) from error
-    version = aliases.get(alias)
-    return None if version is None else str(version)
 
 
 @dataclass
