@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fairtune.config import Config, differing_keys, load_config
+from fairtune.errors import InputError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+MINIMAL = {
+    "data": {"name": "synthetic", "attributes": ["sex"]},
+    "model": {"architecture": "vit_tiny_patch16_224", "weights": "none"},
+}
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    path = tmp_path / "minimal.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    config = load_config(path)
+    assert Config.model_validate(yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_opens_with_its_command(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert path.name in first
+
+
+def test_overrides_are_typed_and_nested(minimal: Path) -> None:
+    config = load_config(
+        minimal,
+        [
+            "train.epochs=3",
+            "train.learning_rate=1e-4",
+            "search.pruning.rule=halving",
+            "search.pruning.rungs=[1, 2]",
+            "register.name=null",
+            "data.attributes=[sex, age]",
+        ],
+    )
+    assert config.train.epochs == 3
+    assert config.train.learning_rate == 1e-4
+    assert config.search.pruning.rungs == (1, 2)
+    assert config.register_as.name is None
+    assert config.data.attributes == ("sex", "age")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("serch.trials=3", "unknown key 'serch'; did you mean 'search'"),
+        ("search.trial=3", "unknown key 'search.trial'; did you mean 'trials'"),
+        ("search.final.seed=3", "did you mean 'seeds'"),
+        ("train.epochs=0", "train.epochs: Input should be greater than or equal to 1, not 0"),
+        ("train.epochs=many", "train.epochs"),
+        ("search.algorithm=grid", "search.algorithm"),
+        ("search.learning_rate.low=1", "low must be below high"),
+        ("train.augment.crop_scale=[1, 0.5]", "crop_scale must be"),
+        ("train.epochs", "is not key=value"),
+        ("=3", "is not key=value"),
+        ("seed.inner=3", "seed is a value, not a section"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_says_where(
+    minimal: Path, override: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=".") as caught:
+        load_config(minimal, ["seed=1", override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rung_beyond_the_epochs_is_refused(minimal: Path) -> None:
+    with pytest.raises(InputError, match=r"rung 5 .* train.epochs=5"):
+        load_config(minimal, ["search.pruning.rule=median", "search.pruning.rungs=[1, 5]"])
+
+
+def test_a_missing_file_names_the_nearest(minimal: Path) -> None:
+    with pytest.raises(InputError, match=r"did you mean .*minimal\.yaml"):
+        load_config(minimal.with_name("minimal.yml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "is not YAML"),
+        ("- 1", "expected a mapping"),
+        ("", "expected a mapping"),
+        ("data: {name: x, attributes: []}\nmodel: {architecture: y}", "data.attributes"),
+        ("model: {architecture: y}", "'data' is missing"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "bom.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL), encoding="utf-8-sig")
+    assert load_config(path).data.name == "synthetic"
+
+
+def test_differing_keys_are_dotted(minimal: Path) -> None:
+    one = load_config(minimal)
+    other = load_config(minimal, ["search.trials=3", "data.options.label=x"])
+    assert differing_keys(one, one) == []
+    assert differing_keys(one, other) == ["data.options", "data.options.label", "search.trials"]
+
+
+def test_a_configuration_is_frozen(minimal: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(minimal).seed = 3  # type: ignore[misc]
