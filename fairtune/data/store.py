@@ -1,8 +1,8 @@
 """The store: a manifest's images, decoded once, read by memory map ever after.
 
 A store is a folder in the cache: `images.u8`, the raw pixels, and `store.json`, which says what
-they are. Its name is a hash of what it was made from (the image references, their files' sizes,
-the side in pixels, the format's version), so that it never has to be invalidated: other labels,
+they are. Its name is a hash of what it was made from (the image references, their files' sizes and
+times, the side in pixels, the format's version), so that it never has to be invalidated: other labels,
 splits or attributes share it, other images make another one. Because it is complete before it gets
 its name, a reader needs no lock.
 """
@@ -191,19 +191,12 @@ def _store_name(manifest: Manifest, size: int) -> str:
 
 
 def _fingerprint(root: Path, images: list[str]) -> list[tuple[str, int, int]]:
-    """Tell changed files from unchanged ones: path, size, and for containers the time of change.
-
-    A container of arrays keeps its size when its pixels change, a compressed image hardly ever.
-    """
-    parts: dict[str, bool] = {}
-    for image in images:
-        reference = Reference.parse(image)
-        parts[reference.path] = parts.get(reference.path, False) or reference.member is not None
+    """Tell changed files from unchanged ones: path, size and time of change of each file."""
     found = []
-    for path, container in parts.items():
+    for path in dict.fromkeys(Reference.parse(image).path for image in images):
         try:
             stat = os.stat(os.path.join(root, path))
-            found.append((path, stat.st_size, stat.st_mtime_ns if container else 0))
-        except (OSError, ValueError):
+            found.append((path, stat.st_size, stat.st_mtime_ns))
+        except (OSError, ValueError):  # the build will name the image
             found.append((path, -1, 0))
     return found
