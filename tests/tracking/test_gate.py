@@ -149,8 +149,8 @@ def test_the_bound_decides_and_not_the_figure(store: MlflowClient, tmp_path: Pat
     """Equal models on few patients: nothing is shown, so nothing passes; a wide margin lets it."""
     skill = {"north": 1.5, "south": 1.5}
     first = version(store, predictions(skill, n=150), tmp_path)
-    second = version(store, predictions(skill, n=150, noise=1), tmp_path)
-    promote(NAME, first, limits=GateLimits(equalized_odds_limit=1.0))
+    second = version(store, predictions(skill, n=150, noise=2), tmp_path)
+    store.set_registered_model_alias(NAME, "champion", first)
     with pytest.raises(GateRefusedError):
         promote(NAME, second)
     wide = GateLimits(worst_group_margin=0.2, auroc_margin=0.2, equalized_odds_limit=1.0)
