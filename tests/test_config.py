@@ -73,7 +73,7 @@ def test_overrides_are_typed_and_nested(minimal: Path) -> None:
 def test_a_wrong_override_is_one_line_that_says_where(
     minimal: Path, override: str, message: str
 ) -> None:
-    with pytest.raises(InputError, match=".") as caught:
+    with pytest.raises(InputError) as caught:
         load_config(minimal, ["seed=1", override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -219,21 +219,20 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Scheduler:
-    warmup = round(recipe.warmup * recipe.epochs * steps)
     # timm counts warm-up in epochs; told that an epoch is one step, it counts in steps.
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched=recipe.schedule,
-        num_epochs=recipe.epochs * steps,
-        warmup_epochs=warmup,
-        warmup_lr=recipe.learning_rate * 1e-2,
-        warmup_prefix=False,
-        min_lr=recipe.learning_rate * 1e-2,
-        step_on_epochs=False,
-        updates_per_epoch=1,
-    )
-    if schedule is None:
-        raise InputError(f"train.schedule {recipe.schedule!r} is not known to timm; try cosine")
+    try:
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=recipe.schedule,
+            num_epochs=recipe.epochs * steps,
+            warmup_epochs=round(recipe.warmup * recipe.epochs * steps),
+            warmup_lr=recipe.learning_rate * 1e-2,
+            min_lr=recipe.learning_rate * 1e-2,
+            step_on_epochs=False,
+            updates_per_epoch=1,
+        )
+    except ValueError as error:
+        raise InputError(f"train.schedule {recipe.schedule!r}: {error} Try cosine") from None
     assert isinstance(schedule, Scheduler)
     return schedule
 

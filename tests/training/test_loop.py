@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fairtune.errors import InputError
+from fairtune.fairness import evaluate
+from fairtune.peft import apply_mask, build_model, get_space
+from fairtune.training import (
+    DivergedError,
+    Epoch,
+    ImageSpec,
+    Recipe,
+    Split,
+    choose_device,
+    class_weights,
+    fine_tune,
+    predict,
+)
+
+CPU = torch.device("cpu")
+VIT = ("vit_tiny_patch16_224", dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=2))
+CONV = ("tf_efficientnet_lite0", {})
+
+
+def model_of(
+    architecture: str = VIT[0], options: dict = VIT[1], space: str = "fullft"
+) -> nn.Module:
+    model = build_model(architecture, num_classes=2, options=options, seed=0)
+    apply_mask(model, get_space(space).mask(model, ()))
+    return model
+
+
+def test_a_model_learns_and_reports_every_epoch(
+    train: Split, val: Split, spec: ImageSpec, recipe: Recipe
+) -> None:
+    seen: list[Epoch] = []
+    result = fine_tune(
+        model_of(),
+        train,
+        val,
+        spec,
+        recipe.model_copy(update={"epochs": 4}),
+        seed=0,
+        device=CPU,
+        on_epoch=lambda epoch: seen.append(epoch) or True,
+    )
+    assert [epoch.number for epoch in seen] == [1, 2, 3, 4]
+    assert result.epochs == seen
+    assert result.stopped_at is None
+    assert seen[-1].loss < seen[0].loss
+    assert result.report.headline["auroc"] > 0.8
+    assert result.report.to_dict() == pytest.approx(
+        evaluate(val.labels, result.probabilities, val.groups).to_dict(), nan_ok=True
+    )
+
+
+def test_on_epoch_ends_the_fine_tune(
+    train: Split, val: Split, spec: ImageSpec, recipe: Recipe
+) -> None:
+    result = fine_tune(
+        model_of(), train, val, spec, recipe, seed=0, device=CPU, on_epoch=lambda epoch: False
+    )
+    assert len(result.epochs) == result.stopped_at == 1
+
+
+@pytest.mark.parametrize("architecture", [VIT, CONV], ids=lambda pair: pair[0])
+@pytest.mark.parametrize("space", ["linear_readout", "tune_layernorm"])
+def test_frozen_tensors_and_buffers_stay_bit_identical(
+    architecture: tuple[str, dict],
+    space: str,
+    train: Split,
+    val: Split,
+    spec: ImageSpec,
+    recipe: Recipe,
+) -> None:
+    model = model_of(*architecture, space)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trains = {name for name, p in model.named_parameters() if p.requires_grad}
+    norms = {name.rsplit(".", 1)[0] for name in trains}
+    fine_tune(
+        model,
+        train,
+        val,
+        spec,
+        recipe.model_copy(update={"epochs": 1, "weight_decay": 0.5}),
+        seed=0,
+        device=CPU,
+    )
+    after = model.state_dict()
+    for name, value in before.items():
+        running = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        if name in trains or (running and name.rsplit(".", 1)[0] in norms):
+            assert not torch.equal(value, after[name]), f"{name} should have moved"
+        else:
+            assert torch.equal(value, after[name]), f"{name} is frozen and moved"
+
+
+def test_the_same_seed_gives_the_same_bits(
+    train: Split, val: Split, spec: ImageSpec, recipe: Recipe
+) -> None:
+    runs = []
+    for seed in (3, 3, 4):
+        model = model_of()
+        torch.manual_seed(np.random.randint(1000))  # noise from outside must not matter
+        result = fine_tune(model, train, val, spec, recipe, seed=seed, device=CPU)
+        runs.append((result.probabilities, {k: v.clone() for k, v in model.state_dict().items()}))
+    assert np.array_equal(runs[0][0], runs[1][0])
+    assert all(torch.equal(value, runs[1][1][name]) for name, value in runs[0][1].items())
+    assert not np.array_equal(runs[0][0], runs[2][0])
+
+
+@pytest.mark.parametrize("weights", ["balanced", "none"])
+def test_micro_batches_add_up_to_the_whole_batch(
+    train: Split, val: Split, spec: ImageSpec, recipe: Recipe, weights: str
+) -> None:
+    scores = []
+    for micro in (None, 5):
+        changed = {"micro_batch_size": micro, "class_weights": weights, "precision": "fp32"}
+        model = model_of()
+        result = fine_tune(
+            model, train, val, spec, recipe.model_copy(update=changed), seed=0, device=CPU
+        )
+        scores.append(result.probabilities)
+    assert np.allclose(scores[0], scores[1], atol=2e-3)
+
+
+class _Greedy(nn.Module):
+    """A model that has memory for a few images only, as a GPU would say it."""
+
+    def __init__(self, inner: nn.Module, most: int) -> None:
+        super().__init__()
+        self.inner, self.most = inner, most
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return self.inner(x)
+
+
+def test_out_of_memory_halves_the_micro_batch(
+    train: Split, val: Split, spec: ImageSpec, recipe: Recipe
+) -> None:
+    recipe = recipe.model_copy(update={"precision": "fp32"})
+    result = fine_tune(_Greedy(model_of(), 5), train, val, spec, recipe, seed=0, device=CPU)
+    plain = fine_tune(model_of(), train, val, spec, recipe, seed=0, device=CPU)
+    assert result.micro_batch_size == 4
+    assert plain.micro_batch_size == 16
+    assert np.allclose(result.probabilities, plain.probabilities, atol=2e-3)
+
+
+def test_out_of_memory_of_two_images_is_an_error(
+    train: Split, val: Split, spec: ImageSpec, recipe: Recipe
+) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        fine_tune(_Greedy(model_of(), 0), train, val, spec, recipe, seed=0, device=CPU)
+
+
+def test_a_diverged_loss_says_what_to_do(
+    train: Split, val: Split, spec: ImageSpec, recipe: Recipe
+) -> None:
+    with pytest.raises(DivergedError, match="lower the learning rate"):
+        fine_tune(
+            model_of(),
+            train,
+            val,
+            spec,
+            recipe.model_copy(update={"learning_rate": 1e30, "optimizer": "sgd"}),
+            seed=0,
+            device=CPU,
+        )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"optimizer": "adamx"}, "adamx"), ({"schedule": "cosinus"}, "cosinus")],
+)
+def test_an_unknown_part_is_named(
+    train: Split, val: Split, spec: ImageSpec, recipe: Recipe, changed: dict, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        fine_tune(
+            model_of(), train, val, spec, recipe.model_copy(update=changed), seed=0, device=CPU
+        )
+
+
+def test_class_weights() -> None:
+    labels = np.array([0] * 90 + [1] * 10)
+    balanced = class_weights(labels, 2, "balanced")
+    assert balanced.tolist() == pytest.approx([100 / 180, 5.0])
+    assert class_weights(labels, 2, "none") is None
+    given = class_weights(labels, 2, (1.0, 9.0))
+    assert float(given[1] / given[0]) == pytest.approx(9.0)
+    assert float(given[torch.from_numpy(labels)].mean()) == pytest.approx(1.0)
+    with pytest.raises(InputError, match="class 2 has no training image"):
+        class_weights(labels, 3, "balanced")
+    with pytest.raises(InputError, match="3 values for 2 classes"):
+        class_weights(labels, 2, (1.0, 2.0, 3.0))
+
+
+def test_predictions_are_probabilities_in_order(val: Split, spec: ImageSpec) -> None:
+    model = model_of()
+    whole = predict(model, val, spec, batch_size=64, precision="fp32")
+    parts = predict(model, val, spec, batch_size=7, precision="fp32")
+    assert whole.shape == (len(val), 2)
+    assert np.allclose(whole.sum(axis=1), 1)
+    assert np.allclose(whole, parts, atol=1e-6)
+
+
+def test_predicting_leaves_the_mode_of_every_module(val: Split, spec: ImageSpec) -> None:
+    model = model_of(*CONV)
+    model.train()
+    model.bn1.eval()
+    predict(model, val, spec)
+    assert model.training
+    assert not model.bn1.training
+
+
+def test_a_device_that_is_not_there() -> None:
+    assert choose_device("cpu") == CPU
+    with pytest.raises(InputError, match=r"device 'cuda:7' cannot be used here.*device=auto"):
+        choose_device("cuda:7")
+    with pytest.raises(InputError, match="cannot be used here"):
+        choose_device("quantum")
