@@ -14,6 +14,7 @@ import os
 import re
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -264,7 +265,9 @@ def log_dataset(log: RunLog, table: Any, *, name: str, digest: str, context: str
     from mlflow.data.pandas_dataset import from_pandas
     from mlflow.entities import DatasetInput, InputTag
 
-    data = from_pandas(table, source=name, name=name, digest=digest[:36])
+    with warnings.catch_warnings():  # that integers cannot be missing is what the manifest wants
+        warnings.filterwarnings("ignore", message=".*integer column.*")
+        data = from_pandas(table, source=name, name=name, digest=digest[:36])
     tags = [InputTag("mlflow.data.context", context)]
     log.client.log_inputs(log.run_id, [DatasetInput(data._to_mlflow_entity(), tags)])
 

@@ -21,7 +21,10 @@ from fairtune.training import (
 )
 
 CPU = torch.device("cpu")
-VIT = ("vit_tiny_patch16_224", dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=2))
+VIT = (
+    "vit_tiny_patch16_224",
+    {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2},
+)
 CONV = ("tf_efficientnet_lite0", {})
 
 
