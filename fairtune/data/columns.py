@@ -55,7 +55,10 @@ def as_labels(
                 raise InputError(
                     f"{table.path}: no row has {value!r} in column {column!r} (it has: {known})"
                 )
-        return text.isin([str(value) for value in wanted]).astype(int), ["negative", "positive"]
+        codes = text.isin([str(value) for value in wanted]).astype(int)
+        if codes.all():
+            raise InputError(f"{table.path}: column {column!r}: every row is positive")
+        return codes, ["negative", "positive"]
     names = [str(value) for value in classes] if classes else sorted(text.unique())
     codes = table.choices(column, values={name: number for number, name in enumerate(names)})
     if len(names) < 2:

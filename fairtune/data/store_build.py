@@ -24,7 +24,7 @@ from fairtune.data.manifest import Manifest
 from fairtune.data.references import ImageReader
 from fairtune.errors import InputError
 
-CHUNK = 32  # images a task: enough to hide its cost, few enough for a smooth bar
+CHUNK = 8  # images a task: enough to hide its cost, few enough to stop at once
 _Done = tuple[int, dict[int, str]]  # how many images were seen, and the bad ones' rows and reasons
 MOST_LISTED = 20  # bad images after which a build that would fail anyway stops
 
@@ -176,10 +176,14 @@ def _in_flight(
 ) -> Iterator[Future[_Done]]:
     """Yield finished tasks, never more than `most` begun, so that leaving early is quick."""
     running = {pool.submit(work, chunk) for chunk in islice(chunks, most)}
-    while running:
-        finished, running = wait(running, return_when=FIRST_COMPLETED)
-        yield from finished
-        running |= {pool.submit(work, chunk) for chunk in islice(chunks, len(finished))}
+    try:
+        while running:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {pool.submit(work, chunk) for chunk in islice(chunks, len(finished))}
+            yield from finished
+    finally:
+        for future in running:
+            future.cancel()
 
 
 def _cores() -> int:

@@ -136,7 +136,7 @@ def read_table(path: Path, *, sheet_header: Sequence[str] | None = None, skip: i
             frame = _read_excel(path, sheet_header, skip)
         elif suffix in (".parquet", ".pq"):
             # Whole numbers beside empty cells are stored as floats: 1.0 is the label "1".
-            frame = pd.read_parquet(path).convert_dtypes(convert_string=False)
+            frame = pd.read_parquet(path).convert_dtypes()
         else:
             frame = _read_csv(path)
     except InputError:
@@ -156,13 +156,14 @@ def read_table(path: Path, *, sheet_header: Sequence[str] | None = None, skip: i
 
 def _read_csv(path: Path) -> pd.DataFrame:
     raw = path.read_bytes()
-    if not raw.strip():
-        raise InputError(f"{path}: the file is empty")
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode("utf-8-sig").lstrip("\r\n")
     except UnicodeDecodeError:
-        text = raw.decode("cp1252")  # what spreadsheets write where they do not write UTF-8
-    header = text.lstrip("\r\n").splitlines()[0]
+        # What spreadsheets write where they do not write UTF-8.
+        text = raw.decode("cp1252", errors="replace").lstrip("\r\n")
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty")
+    header = text.splitlines()[0]
     delimiter = max(_DELIMITERS, key=lambda mark: len(next(csv.reader([header], delimiter=mark))))
     return pd.read_csv(
         io.StringIO(text), sep=delimiter, dtype=str, keep_default_na=False, skip_blank_lines=True

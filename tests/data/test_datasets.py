@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fairtune.data import DATASETS, Manifest, load_dataset, open_store
@@ -125,6 +126,72 @@ def test_nested_one_level_is_the_same_data_set(name: str, downloads: Any, tmp_pa
     outer, inner = load_dataset(name, tmp_path, **options), load_dataset(name, folder, **options)
     columns = ["label", "patient", "split", *inner.attributes]
     assert outer.table[columns].equals(inner.table[columns])
+
+
+@pytest.mark.parametrize(
+    "places", [("HAM10000_images",) * 2, ("HAM10000_images_part_1", "HAM10000_images_part_2")]
+)
+def test_unpacked_images_are_the_same_data_set(places: tuple[str, str], tmp_path: Path) -> None:
+    LAYOUTS["ham10000"](tmp_path)
+    packed = load_dataset("ham10000", tmp_path).table.drop(columns="image")
+    for part, place in zip("12", places, strict=True):
+        archive = tmp_path / f"HAM10000_images_part_{part}.zip"
+        shutil.unpack_archive(archive, tmp_path / place)
+        archive.unlink()
+    unpacked = load_dataset("ham10000", tmp_path).table
+    assert unpacked["image"].str.match(r"HAM10000_images(_part_\d)?/ISIC_\d+\.jpg$").all()
+    assert unpacked.drop(columns="image").equals(packed)
+
+
+def test_harvard_gf3300_without_its_summary(tmp_path: Path) -> None:
+    LAYOUTS["harvard_gf3300"](tmp_path)
+    columns = ["label", "split", "race", "sex", "age_group"]
+    with_summary = load_dataset("harvard_gf3300", tmp_path)
+    (tmp_path / "data_summary.csv").unlink()
+    without = load_dataset("harvard_gf3300", tmp_path)
+    keyed = [m.table.set_index("patient")[columns].sort_index() for m in (with_summary, without)]
+    assert keyed[0].equals(keyed[1])
+
+
+def test_papila_as_csv_is_the_same_data_set(tmp_path: Path) -> None:
+    LAYOUTS["papila"](tmp_path)
+    sheets = load_dataset("papila", tmp_path)
+    for path in tmp_path.rglob("*.xlsx"):
+        frame = pd.read_excel(path, header=None, skiprows=3).iloc[:, :4]
+        header = ["ID", "Age", "Gender", "Diagnosis"]
+        frame.to_csv(path.with_suffix(".csv"), index=False, header=header)
+        path.unlink()
+    assert load_dataset("papila", tmp_path).digest == sheets.digest
+
+
+def test_oasis1_gives_several_images_a_subject(tmp_path: Path) -> None:
+    options = LAYOUTS["oasis1"](tmp_path)
+    more = load_dataset("oasis1", tmp_path, slices=2, **options)
+    assert more.table.groupby("patient").size().unique().tolist() == [2]
+    skull = load_dataset("oasis1", tmp_path, skull_stripped=False, **options)
+    assert not skull.table["image"].str.contains("masked").any()
+
+
+def test_chexpert_races(tmp_path: Path) -> None:
+    LAYOUTS["chexpert"](tmp_path)
+    manifest = load_dataset("chexpert", tmp_path)
+    races = manifest.table.set_index("patient")[["race", "race_binary"]].drop_duplicates()
+    assert races.loc["patient00001"].tolist() == ["Black", "non-White"]
+    assert races.loc["patient00003"].tolist() == ["other", "non-White"]
+    assert races.loc["patient00004"].tolist() == ["unknown", "unknown"]
+    assert races.loc["patient00007"].tolist() == ["unknown", "unknown"]
+    assert races.loc["patient00008"].tolist() == ["White", "White"]
+    assert "patient00000" not in races.index, "no demographics"
+    dropped = load_dataset("chexpert", tmp_path, unknown_race="drop")
+    assert "unknown" not in set(dropped.table["race"])
+
+
+def test_ol3i_labels_have_their_own_splits(tmp_path: Path) -> None:
+    LAYOUTS["ol3i"](tmp_path)
+    one, five = (load_dataset("ol3i", tmp_path, label=f"label_{years}y") for years in "15")
+    assert (len(one), len(five)) == (39, 40)
+    assert not one.table["split"].equals(five.table["split"].iloc[1:])
+    assert one.table["image"].str.endswith("?window=-160,240").all(), "Hounsfield units"
 
 
 @named
