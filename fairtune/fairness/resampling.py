@@ -24,6 +24,7 @@ from fairtune.fairness.naming import slug
 from fairtune.fairness.validation import check_scores, check_threshold
 
 BLOCK_BYTES = 2**25  # one (N, b) array of doubles; a handful are alive at a time
+MIN_BLOCK = 64  # resamples; below, the calls cost more than the sums
 
 
 def cluster_codes(clusters: ArrayLike | None, n_rows: int) -> tuple[NDArray[np.intp], int]:
@@ -37,7 +38,7 @@ def cluster_codes(clusters: ArrayLike | None, n_rows: int) -> tuple[NDArray[np.i
     if clusters is None:
         codes = np.arange(n_rows)
     else:
-        values = pd.Series(np.asarray(clusters))
+        values = pd.Series(clusters)
         if len(values) != n_rows:
             raise InputError(f"{len(values)} clusters for {n_rows} rows")
         missing = np.flatnonzero(values.isna().to_numpy())
@@ -53,7 +54,7 @@ def cluster_codes(clusters: ArrayLike | None, n_rows: int) -> tuple[NDArray[np.i
 def multiplicities(n_clusters: int, n_rows: int, n_resamples: int, seed: int) -> Iterator[Floats]:
     """Yield blocks (U, b) of multiplicities, together `n_resamples` columns; each sums to U."""
     generator = np.random.default_rng(seed)
-    block = max(1, BLOCK_BYTES // (8 * n_rows))
+    block = max(MIN_BLOCK, BLOCK_BYTES // (8 * n_rows))
     with tqdm(total=n_resamples, desc="bootstrap", unit="resample", delay=2, leave=False) as bar:
         for start in range(0, n_resamples, block):
             b = min(block, n_resamples - start)

@@ -125,6 +125,18 @@ def test_expected_calibration_error_by_hand():
     assert report.overall.values["ece"] == pytest.approx((4 * 0.15 + 2 * 0.4) / 6)
 
 
+def test_expected_calibration_error_has_fifteen_bins_closed_above(sample):
+    data = sample(0)
+    p, y = data.score[:, 1], data.y
+    expected = 0.0
+    for upper in range(1, 16):
+        rows = (p > (upper - 1) / 15) & (p <= upper / 15)
+        if rows.any():
+            expected += rows.mean() * abs(y[rows].mean() - p[rows].mean())
+    found = evaluate(y, data.score, data.groups).overall.values["ece"]
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
 def test_expected_calibration_error_of_more_classes_uses_the_chosen_class():
     score = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.8, 0.1, 0.1]])
     report = evaluate([0, 1, 2, 1], score, pd.DataFrame({"a": list("xyxy")}))

@@ -93,14 +93,14 @@ def test_intervals_are_the_quantiles_of_all_resamples(sample):
 
 
 def test_resamples_draw_as_many_patients_as_there_are_and_repeat_by_seed():
-    blocks = list(multiplicities(50, 2**18, 40, seed=1))
+    blocks = list(multiplicities(50, 2**18, 100, seed=1))
     assert len(blocks) > 1  # the memory limit splits them
     weights = np.concatenate(blocks, axis=1)
-    assert weights.shape == (50, 40)
+    assert weights.shape == (50, 100)
     assert (weights.sum(axis=0) == 50).all()
     assert weights.var() == pytest.approx(1, abs=0.15)  # Poisson-like, not all ones
-    again = np.concatenate(list(multiplicities(50, 2**18, 40, seed=1)), axis=1)
-    other = np.concatenate(list(multiplicities(50, 2**18, 40, seed=2)), axis=1)
+    again = np.concatenate(list(multiplicities(50, 2**18, 100, seed=1)), axis=1)
+    other = np.concatenate(list(multiplicities(50, 2**18, 100, seed=2)), axis=1)
     assert (weights == again).all()
     assert (weights != other).any()
 
@@ -265,6 +265,7 @@ def test_tables(sample):
     [
         ({"clusters": ["a", "b"]}, "2 clusters for 60 rows"),
         ({"clusters": [None] + ["a"] * 59}, "row 0 has no cluster"),
+        ({"clusters": ["a"] * 59 + [math.nan]}, "row 59 has no cluster"),
         ({"clusters": ["a"] * 60}, "one cluster"),
         ({"n_resamples": 1}, "n_resamples is 1"),
         ({"level": 95}, "level is 95"),
