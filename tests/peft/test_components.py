@@ -102,6 +102,24 @@ def test_stages_take_everything_and_norms_are_norms(architecture, skeleton):
             assert ("norm" in type(owner).__name__.lower()) == (kind == "norm"), name
 
 
+@pytest.mark.parametrize(
+    ("architecture", "stages"),
+    [
+        ("tf_efficientnet_lite0", [f"blocks.{i}." for i in range(7)]),
+        ("resnet18", [f"layer{i}." for i in range(1, 5)]),
+        ("regnetx_002", [f"s{i}." for i in range(1, 5)]),
+        ("convnext_atto", [f"stages.{i}." for i in range(4)]),
+    ],
+)
+def test_what_lies_in_a_stage_belongs_to_it(architecture, stages, skeleton):
+    model = skeleton(architecture)
+    found = _by_name(model)
+    for index, prefix in enumerate(stages):
+        inside = {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+        parts = (found[f"stages.{index}.{part}"].parameter_names for part in ("norm", "conv"))
+        assert inside <= {name for part in parts for name in part}
+
+
 def test_stem_and_top_of_an_efficientnet_join_the_outer_stages(skeleton):
     found = _by_name(skeleton("tf_efficientnet_lite0"))
     assert list(found) == [f"stages.{i}.{part}" for i in range(7) for part in ("norm", "conv")]

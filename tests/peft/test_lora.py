@@ -130,6 +130,19 @@ def test_delta_and_merge_give_the_trained_model(base, mask, tmp_path):
     assert weights_hash(merged) != base.hash
 
 
+def test_what_an_adapter_adds_is_b_times_a_whatever_its_rank(base, mask):
+    model = base.fresh(0)
+    apply_mask(model, mask)
+    _train(model)
+    state = model.state_dict()
+    merged = merge_adapters(model).state_dict()
+    for layer in ("blocks.0.attn.qkv", "blocks.1.attn.proj", "blocks.10.mlp.fc1"):
+        a, b = (state[f"{layer}.lora_{half}.default.weight"] for half in "AB")
+        added = merged[f"{layer}.weight"] - base.model.state_dict()[f"{layer}.weight"]
+        assert added.abs().max() > 1e-4
+        torch.testing.assert_close(added, b @ a, atol=1e-6, rtol=1e-4)
+
+
 def test_rank_zero_everywhere_is_the_linear_probe(base):
     model = base.fresh(0)
     names = apply_mask(model, get_space("lora").mask(model, [0] * 33))

@@ -230,6 +230,13 @@ def test_init_head_touches_the_head_alone(architecture):
             assert 0.015 < after.std() < 0.025
 
 
+def test_every_model_is_built_with_that_head():
+    model = build_model("tf_efficientnet_lite0", num_classes=4, seed=0)
+    assert 0.018 < model.classifier.weight.std() < 0.022
+    assert model.classifier.weight.abs().max() > 0.06
+    assert model.classifier.bias.abs().sum() == 0
+
+
 def test_importing_the_package_does_not_import_timm():
     code = "import sys, fairtune.peft; sys.exit('timm' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
