@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from fairtune.errors import GateRefusedError, InputError
 from fairtune.fairness import PairedDifference, evaluate, paired_bootstrap
@@ -32,7 +29,8 @@ from fairtune.tracking.aliases import (
     alias_version,
     replace_champion,
 )
-from fairtune.tracking.predictions import groups_of, probabilities_of, read_predictions
+from fairtune.tracking.evidence import Evidence, aligned, evidence, model_version
+from fairtune.tracking.predictions import groups_of, probabilities_of
 from fairtune.tracking.runs import RunLog, existing_run
 
 logger = logging.getLogger(__name__)
@@ -143,11 +141,11 @@ def promote(
     champion = alias_version(client, name, CHAMPION)
     if champion == version:
         raise InputError(f"version {version} of {name!r} is the champion already")
-    candidate = _evidence(client, name, version, split)
+    candidate = evidence(client, name, version, split)
     if champion is None:
         checks = _absolute(candidate, limits)
     else:
-        held = _evidence(client, name, champion, split)
+        held = evidence(client, name, champion, split)
         checks = _compare(candidate, held, limits, n_resamples, level, seed)
     passed, note = all(check.passed for check in checks), ""
     if passed:
@@ -190,42 +188,14 @@ def rollback(name: str) -> Decision:
         client.set_registered_model_alias(name, CHAMPION, previous)
         if champion is not None:
             client.set_registered_model_alias(name, PREVIOUS, champion)
-    log = existing_run(str(_version(client, name, previous).run_id))
+    log = existing_run(str(model_version(client, name, previous).run_id))
     decision = Decision(name, previous, champion, ROLLED_BACK)
     _record(client, log, decision)
     logger.info("%s: champion is version %s again, was %s", name, previous, champion)
     return decision
 
 
-@dataclass(frozen=True)
-class _Evidence:
-    """A version's logged predictions and the threshold it serves with."""
-
-    version: str
-    log: RunLog
-    table: pd.DataFrame
-    threshold: float | None
-
-
-def _evidence(client: MlflowClient, name: str, version: str, split: str) -> _Evidence:
-    log = existing_run(str(_version(client, name, version).run_id))
-    with tempfile.TemporaryDirectory() as folder:
-        table = read_predictions(log.download(f"predictions/{split}.parquet", folder))
-    if table["image"].duplicated().any():
-        raise InputError(f"the predictions of version {version} name an image twice")
-    return _Evidence(version, log, table, log.data().data.metrics.get("threshold"))
-
-
-def _version(client: MlflowClient, name: str, version: str) -> ModelVersion:
-    try:
-        return client.get_model_version(name, version)
-    except MlflowException as error:
-        known = client.search_model_versions(f"name = '{name}'")
-        numbers = ", ".join(sorted((str(found.version) for found in known), key=int)) or "none"
-        raise InputError(f"{name!r} has no version {version!r} (known: {numbers})") from error
-
-
-def _absolute(candidate: _Evidence, limits: GateLimits) -> tuple[Check, ...]:
+def _absolute(candidate: Evidence, limits: GateLimits) -> tuple[Check, ...]:
     table = candidate.table
     figures = evaluate(
         table["label"], probabilities_of(table), groups_of(table), threshold=candidate.threshold
@@ -240,14 +210,14 @@ def _absolute(candidate: _Evidence, limits: GateLimits) -> tuple[Check, ...]:
 
 
 def _compare(
-    candidate: _Evidence,
-    champion: _Evidence,
+    candidate: Evidence,
+    champion: Evidence,
     limits: GateLimits,
     n_resamples: int,
     level: float,
     seed: int,
 ) -> tuple[Check, ...]:
-    other = _aligned(champion.table, candidate)
+    other = aligned(champion, candidate)
     table = candidate.table
     report = paired_bootstrap(
         table["label"],
@@ -270,19 +240,6 @@ def _compare(
         _at_most("equalized_odds_difference", odds.b, ceiling, champion=odds.a),
         _margin("auroc", report["auroc"], limits.auroc_margin),
     )
-
-
-def _aligned(table: pd.DataFrame, candidate: _Evidence) -> pd.DataFrame:
-    """Order the champion's rows as the candidate's; raises `InputError` when they are not the same."""
-    wanted = candidate.table
-    shared = ["image", "patient", "label"]
-    other = table.set_index("image").reindex(wanted["image"]).reset_index()
-    if len(table) != len(wanted) or not other[shared].equals(wanted[shared].reset_index(drop=True)):
-        raise InputError(
-            f"version {candidate.version} and the champion were evaluated on different images, "
-            "patients or labels; evaluate both on the same data set and split"
-        )
-    return other
 
 
 # NaN, for want of positives say, keeps no limit: every comparison with it is False.
@@ -326,7 +283,7 @@ def _record(client: MlflowClient, log: RunLog, decision: Decision) -> None:
 def decisions(name: str, version: str | int) -> list[Path]:
     """Download the recorded decisions about a version, oldest first."""
     client = MlflowClient()
-    run_id = str(_version(client, name, str(version)).run_id)
+    run_id = str(model_version(client, name, str(version)).run_id)
     listed = [item.path for item in client.list_artifacts(run_id, "gate")]
     wanted = sorted(path for path in listed if path.startswith(f"gate/{name}-v{version}-"))
     return [
