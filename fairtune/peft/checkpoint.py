@@ -136,7 +136,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     try:
-        plain = {name: _plain(value).clone() for name, value in tensors.items()}
+        plain = {name: _plain(value) for name, value in tensors.items()}
         save_file(plain, temporary, metadata=dict(metadata))
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep a server of another user out
         os.replace(temporary, path)
