@@ -141,7 +141,7 @@ def _pixels(
 ) -> np.ndarray:
     if least is not None and image.format == "JPEG" and min(image.size) > 4 * least:
         image.draft(None, (2 * least, 2 * least))
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return as_rgb(np.asarray(image), name, window)
     if image.has_transparency_data:

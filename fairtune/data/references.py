@@ -117,6 +117,7 @@ class ImageReader:
         self.root = Path(root).resolve()
         self._local = threading.local()
         self._opened: list[Any] = []
+        self._containers: dict[str, Path] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> ImageReader:
@@ -143,7 +144,7 @@ class ImageReader:
             If it is missing, damaged, too large, outside the root, or its reader is not installed.
         """
         parts = Reference.parse(reference)
-        path = confined(self.root, parts.path, reference)
+        path = self._path(parts, reference)
         suffix = path.name.lower()
         if parts.member is None:
             data = _read_file(path, reference)
@@ -170,12 +171,20 @@ class ImageReader:
     def raw(self, reference: str) -> bytes:
         """Return bytes that two references share if they hold one image."""
         parts = Reference.parse(reference)
-        path = confined(self.root, parts.path, reference)
+        path = self._path(parts, reference)
         if parts.member is None:
             return _read_file(path, reference)
         if path.name.lower().endswith(".zip"):
             return self._zip_member(path, parts.member, reference)
         return self.read(reference).tobytes()
+
+    def _path(self, parts: Reference, reference: str) -> Path:
+        """Confine the path; a container's is kept, as thousands of references name the same."""
+        if parts.member is None:
+            return confined(self.root, parts.path, reference)
+        if parts.path not in self._containers:
+            self._containers[parts.path] = confined(self.root, parts.path, reference)
+        return self._containers[parts.path]
 
     def _container(self, path: Path, reference: str, opener: Any) -> Any:
         opened = self._local.__dict__.setdefault("containers", {})
