@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ def _beside(folder: str) -> Path:
     root = Path(os.environ.get("FAIRTUNE_TEST_DATA", REPOSITORY.parent / "shared"))
     path = root / folder
     if not path.is_dir():
-        pytest.skip(f"no {folder!r} folder in {root} (set FAIRTUNE_TEST_DATA to a folder that has it)")
+        pytest.skip(
+            f"no {folder!r} folder in {root} (set FAIRTUNE_TEST_DATA to a folder that has it)"
+        )
     return path
 
 
@@ -35,3 +38,29 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """Keep every test's decoded images out of the user's cache, and share them between tests."""
     cache = tmp_path_factory.getbasetemp() / "fairtune-cache"
     monkeypatch.setenv("FAIRTUNE_CACHE", os.environ.get("FAIRTUNE_TEST_CACHE", str(cache)))
+
+
+@pytest.fixture(scope="session")
+def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An initialised SQLite store: making its tables takes seconds, copying it none."""
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def mlflow_store(_empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An MLflow store of the test's own, in `tmp_path`, with nothing active; its URI."""
+    import mlflow
+
+    shutil.copy(_empty_store, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+    return uri

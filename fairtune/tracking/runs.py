@@ -265,11 +265,12 @@ def log_dataset(log: RunLog, table: Any, *, name: str, digest: str, context: str
     from mlflow.data.pandas_dataset import from_pandas
     from mlflow.entities import DatasetInput, InputTag
 
-    with warnings.catch_warnings():  # that integers cannot be missing is what the manifest wants
-        warnings.filterwarnings("ignore", message=".*integer column.*")
-        data = from_pandas(table, source=name, name=name, digest=digest[:36])
     tags = [InputTag("mlflow.data.context", context)]
-    log.client.log_inputs(log.run_id, [DatasetInput(data._to_mlflow_entity(), tags)])
+    with warnings.catch_warnings():  # hints about inference, which has its own signature
+        warnings.simplefilter("ignore", UserWarning)
+        data = from_pandas(table, source=name, name=name, digest=digest[:36])
+        inputs = [DatasetInput(data._to_mlflow_entity(), tags)]
+    log.client.log_inputs(log.run_id, inputs)
 
 
 def _client(uri: str) -> MlflowClient:
