@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from fairtune import __version__
-from fairtune.errors import FairtuneError, InputError
+from fairtune.errors import FairtuneError, GateRefusedError, InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
@@ -39,6 +39,9 @@ class _Commands(click.Group):
             where = f"; see {context.command_path} --help" if context else ""
             click.echo(f"fairtune: {' '.join(error.format_message().split())}{where}", err=True)
             sys.exit(2)
+        except GateRefusedError as refusal:  # its message is a table
+            click.echo(f"fairtune: {refusal}", err=True)
+            sys.exit(refusal.exit_code)
         except FairtuneError as error:
             click.echo(f"fairtune: {' '.join(str(error).split())}", err=True)
             sys.exit(error.exit_code)
@@ -204,6 +207,53 @@ def register(run_id: str, name: str, alias: str, source: str) -> None:
     version = register_run(run_id, name, source or None, alias=alias or None)
     click.echo(f"registered {version.name} version {version.version}")
     _result({"run_id": run_id, "model_name": name, "model_version": version.version})
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--name", required=True, help="Name of the registered model.")
+@click.option("--version", default="", help="The candidate.")
+@click.option("--rollback", is_flag=True, help="Make the previous champion the champion again.")
+@click.option("--worst-group-margin", default=0.01, help="Worst-group AUROC may be lower by this.")
+@click.option("--auroc-margin", default=0.01, help="Overall AUROC may be lower by this.")
+@click.option("--equalized-odds-limit", default=0.3, help="Highest equalized odds difference.")
+@click.option("--min-auroc", default=0.7, help="For a first version: lowest overall AUROC.")
+@click.option("--min-worst-group-auroc", default=0.6, help="For a first version: worst group.")
+def promote(name: str, version: str, rollback: bool, **limits: float) -> None:
+    """Make a version the champion if it is not worse where it matters.
+
+    Candidate and champion are compared on the same test images by a bootstrap over patients. Exit
+    code 3 and the table of what failed when the gate says no.
+
+    \b
+    Example:
+      fairtune promote --name fairtune-demo --version 2
+    """
+    from fairtune.tracking.gate import GateLimits
+    from fairtune.tracking.gate import promote as run_promote
+    from fairtune.tracking.gate import rollback as run_rollback
+
+    if rollback == bool(version):
+        raise InputError("give either --version N or --rollback")
+    decision = (
+        run_rollback(name) if rollback else run_promote(name, version, limits=GateLimits(**limits))
+    )
+    click.echo(decision.text)
+    _result({"model_name": name, "model_version": decision.version, "outcome": decision.outcome})
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--name", required=True, help="Name of the registered model.")
+@click.option(
+    "--predictions", required=True, help="CSV or Parquet, as predictions/test.parquet is."
+)
+@click.option("--margin", default=0.05, help="A figure may be worse than registered by this.")
+def monitor(name: str, predictions: str, margin: float) -> None:
+    """Compare logged predictions with the champion's figures; exit code 3 when a limit is broken."""
+    from fairtune.tracking.monitor import monitor as run_monitor
+
+    report = run_monitor(predictions, name, margin=margin)
+    click.echo(report.text)
+    _result({"run_id": report.run_id, "model_version": report.version, "broken": report.broken})
 
 
 @main.command(context_settings=CONTEXT)

@@ -50,7 +50,7 @@ class Workspace:
     def model(self, mask: Mask, seed: int) -> nn.Module:
         """Return a fresh model on the CPU, its head drawn from `seed`, its mask applied."""
         model = self.base.fresh(seed, from_scratch=get_space(mask.space).from_scratch)
-        apply_mask(model, mask)
+        apply_mask(model, mask, seed=seed)
         return model
 
 
