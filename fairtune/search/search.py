@@ -15,7 +15,7 @@ from fairtune.config import Config, differing_keys, parse_config
 from fairtune.errors import InputError
 from fairtune.fairness import get_objective
 from fairtune.interrupt import StopRequest
-from fairtune.peft import Mask
+from fairtune.peft import Mask, merge_adapters
 from fairtune.search.executors import Executor, make_executor
 from fairtune.search.final import (
     BASELINES,
@@ -37,6 +37,7 @@ from fairtune.search.winner import (
     load_model,
 )
 from fairtune.serving.spec import ServingSpec
+from fairtune.tracking.model_card import write_model_card
 from fairtune.tracking.registry import RegisteredVersion, register_model
 from fairtune.tracking.runs import KIND, RunLog, existing_run, log_dataset, open_run
 from fairtune.workspace import Workspace, open_workspace
@@ -275,6 +276,9 @@ def register_version(
         f"{metrics['test/auroc']:.3f}, worst group {metrics['test/worst_group_auroc']:.3f}."
     )
     tags = {key: str(value) for key, value in mask_tags(mask, workspace).items()}
-    return register_model(
+    merge_adapters(model)
+    version = register_model(
         log.run_id, name, model.cpu(), spec, tags=tags, description=description, alias=alias
     )
+    write_model_card(name, version.version)
+    return version
