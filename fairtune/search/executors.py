@@ -6,10 +6,12 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
 from hyperopt import Trials, fmin
+from hyperopt.exceptions import AllTrialsFailed
 
 from fairtune.errors import InputError
 from fairtune.search.proposer import Proposer
@@ -33,17 +35,20 @@ class Executor(ABC):
 
     def minimize(self, runner: TrialRunner, proposer: Proposer, trials: Trials) -> None:
         """Run what the proposer proposes until it proposes no more; fills `trials`."""
-        fmin(
-            runner,
-            space=runner.space.expression(),
-            algo=proposer,
-            max_evals=sys.maxsize,  # the proposer knows when to end
-            trials=trials,
-            rstate=np.random.default_rng(0),  # not used: the proposer seeds each proposal by name
-            show_progressbar=False,
-            verbose=False,
-            return_argmin=False,
-        )
+        # When no trial has succeeded hyperopt raises from its own choice of the best, which it makes
+        # whatever `return_argmin` says; the study has its own word for it.
+        with suppress(AllTrialsFailed):
+            fmin(
+                runner,
+                space=runner.space.expression(),
+                algo=proposer,
+                max_evals=sys.maxsize,  # the proposer knows when to end
+                trials=trials,
+                rstate=np.random.default_rng(0),  # unused: the proposer seeds proposals by name
+                show_progressbar=False,
+                verbose=False,
+                return_argmin=False,
+            )
 
 
 class SerialExecutor(Executor):

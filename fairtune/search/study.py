@@ -194,7 +194,8 @@ class _Budget:
         reasons = {
             "stopped by Ctrl-C": self.runner.stop.requested,
             f"{settings.trials} trials": len(results) >= settings.trials,
-            f"{settings.max_minutes} minutes": minutes >= (settings.max_minutes or float("inf")),
+            f"{settings.max_minutes} minutes": bool(results)
+            and minutes >= (settings.max_minutes or float("inf")),
             f"{settings.max_epochs} epochs": epochs >= (settings.max_epochs or float("inf")),
             f"no better for {settings.patience} trials": self._stale(values, settings.patience),
             f"the first {FAILURES} all failed": _hopeless(results),

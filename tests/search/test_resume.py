@@ -1,0 +1,203 @@
+"""Searches that were cut off and continued."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from search.conftest import children
+from search.samples import tiny_config
+from search.test_whole_search import ONE_FINAL, StopAt, figures, only_search
+
+from fairtune.config import Config
+from fairtune.errors import InputError
+from fairtune.interrupt import InterruptedSearchError, StopRequest
+from fairtune.search.search import search
+
+CONFIG = tiny_config(search__trials=8, search__final={"candidates": 1, "seeds": 2})
+
+
+def finished(run_id: str, kind: str) -> list[tuple[str | None, dict[str, str]]]:
+    return figures([run for run in children(run_id, kind) if run.info.status == "FINISHED"])
+
+
+@pytest.fixture(scope="module")
+def whole(
+    source: str, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, object]:
+    """Run the search without a break: what every continued one must equal."""
+    import shutil
+
+    import mlflow
+
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    before, here = mlflow.get_tracking_uri(), Path.cwd()
+    os.chdir(folder)
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    outcome = search(CONFIG, source, StopRequest())
+    result = {
+        "trial": finished(outcome.run_id, "trial"),
+        "final": finished(outcome.run_id, "final"),
+        "metrics": outcome.metrics,
+    }
+    mlflow.set_tracking_uri(before)
+    os.chdir(here)
+    return result
+
+
+def assert_equals(run_id: str, whole: dict[str, object]) -> None:
+    assert finished(run_id, "trial") == whole["trial"]  # none lost, none doubled, none different
+    assert sorted(finished(run_id, "final")) == sorted(whole["final"])  # type: ignore[type-var]
+    assert {run.info.status for run in children(run_id)} <= {"FINISHED", "KILLED"}
+    assert MlflowClient().get_run(run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("after", [1, 12, 31])
+def test_a_stopped_search_goes_on_as_if_it_had_not_been(
+    store: str, source: str, whole: dict[str, object], after: int
+) -> None:
+    with pytest.raises(InterruptedSearchError):
+        search(CONFIG, source, StopAt(after))
+    run_id = only_search().info.run_id
+    outcome = search(CONFIG, source, StopRequest(), resume=run_id)
+    assert outcome.run_id == run_id
+    assert outcome.metrics == whole["metrics"]
+    assert_equals(run_id, whole)
+
+
+def command(config: Path, source: str, *more: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "fairtune",
+        "search",
+        "--config",
+        str(config),
+        "--source",
+        source,
+        *more,
+    ]
+
+
+def environment(store: str) -> dict[str, str]:
+    return {**os.environ, "MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draw", range(2))
+def test_kill_9_at_a_random_moment_then_resume(
+    store: str, source: str, whole: dict[str, object], tmp_path: Path, draw: int
+) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(CONFIG.to_yaml())
+    driver = subprocess.Popen(
+        command(path, source), env=environment(store), cwd=tmp_path, stderr=subprocess.PIPE
+    )
+    client = MlflowClient()
+    enough = random.randint(1, 9)  # children that are there when the blow falls
+    for _ in range(1200):
+        experiment = client.get_experiment_by_name("fairtune")
+        if experiment and len(client.search_runs([experiment.experiment_id])) > enough:
+            break
+        assert driver.poll() is None, driver.stderr and driver.stderr.read()
+        time.sleep(0.05)
+    time.sleep(random.random() * 0.4)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    parent = only_search()
+    assert parent.info.status == "RUNNING"  # nobody was left to close it
+    done = subprocess.run(
+        command(path, source, "--resume", parent.info.run_id),
+        env=environment(store),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["run_id"] == parent.info.run_id
+    assert_equals(parent.info.run_id, whole)
+
+
+def stopped(source: str, config: Config = CONFIG, after: int = 6) -> str:
+    with pytest.raises(InterruptedSearchError):
+        search(config, source, StopAt(after))
+    return only_search().info.run_id
+
+
+def test_a_changed_configuration_is_refused_by_its_keys_and_the_run_is_left_alone(
+    store: str, source: str
+) -> None:
+    run_id = stopped(source)
+    before = MlflowClient().get_run(run_id)
+    changed = tiny_config(search__trials=8, train__epochs=3, search__objective="auroc")
+    with pytest.raises(
+        InputError, match=r"search\.final.*search\.objective, train\.epochs"
+    ) as told:
+        search(changed, source, StopRequest(), resume=run_id)
+    assert "search.trials" not in str(told.value)
+    after = MlflowClient().get_run(run_id)
+    assert after.info.status == before.info.status == "KILLED"
+    assert after.data.tags == before.data.tags
+
+
+def test_a_budget_may_change(store: str, source: str) -> None:
+    config = tiny_config(search__trials=4, search__final=ONE_FINAL)
+    run_id = stopped(source, config)
+    search(
+        tiny_config(search__trials=6, search__final=ONE_FINAL), source, StopRequest(), resume=run_id
+    )
+    assert len(finished(run_id, "trial")) == 6
+    kept = yaml.safe_load(
+        MlflowClient().download_artifacts(run_id, "config.yaml") and _text(run_id)
+    )
+    assert kept["search"]["trials"] == 6
+
+
+def _text(run_id: str) -> str:
+    return Path(MlflowClient().download_artifacts(run_id, "config.yaml")).read_text()
+
+
+def test_a_complete_search_is_not_continued(store: str, source: str) -> None:
+    config = tiny_config(search__trials=1, search__final=ONE_FINAL)
+    run_id = search(config, source, StopRequest()).run_id
+    with pytest.raises(InputError, match="is complete"):
+        search(config, source, StopRequest(), resume=run_id)
+    (trial,) = children(run_id, "trial")
+    with pytest.raises(InputError, match="is not a search"):
+        search(config, source, StopRequest(), resume=trial.info.run_id)
+    with pytest.raises(InputError, match="no run 'nowhere'"):
+        search(config, source, StopRequest(), resume="nowhere")
+
+
+def test_a_search_cut_off_after_its_winner_was_fixed_keeps_it(
+    store: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fairtune.search.search as module
+
+    config = tiny_config(search__trials=4, search__final=ONE_FINAL)
+
+    def cut(*_: object, **__: object) -> None:
+        raise InterruptedSearchError("cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "conclude", cut)
+        with pytest.raises(InterruptedSearchError):
+            search(config, source, StopRequest())
+    run_id = only_search().info.run_id
+    fixed = only_search().data.tags["fairtune.winner"]
+    more = tiny_config(search__trials=9, search__final=ONE_FINAL)
+    outcome = search(more, source, StopRequest(), resume=run_id)
+    assert len(finished(run_id, "trial")) == 4  # the test split was read: no more trials
+    assert MlflowClient().get_run(run_id).data.tags["fairtune.winner"] == fixed
+    assert outcome.run_id == run_id
