@@ -100,10 +100,10 @@ class App:
 
     async def _route(self, scope: Scope, receive: Receive) -> bytes:
         path, method = scope["path"], scope["method"]
-        if path in self._pages:
+        if path in self._pages or path == "/stats":
             if method not in ("GET", "HEAD"):
                 raise RequestError(405, "use GET")
-            return self._pages[path]
+            return self._pages.get(path) or json.dumps(self.predictor.stats()).encode()
         if path != "/invocations":
             raise RequestError(404, "use POST /invocations, or GET " + ", ".join(self._pages))
         if method != "POST":

@@ -29,11 +29,18 @@ class MicroBatcher:
         (N, S, S, 3) uint8 images to (N, C) scores; called from one thread only.
     max_batch : int
         Most images a call may get.
+
+    Attributes
+    ----------
+    calls, images : int
+        What `run` was given so far; their ratio is the mean batch size.
     """
 
     def __init__(self, run: Callable[[Images], Scores], max_batch: int) -> None:
         self._run = run
         self.max_batch = max_batch
+        self.calls = 0
+        self.images = 0
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._start = threading.Lock()
         self._worker: threading.Thread | None = None
@@ -82,6 +89,8 @@ class MicroBatcher:
                 self._answer(wanted)
 
     def _answer(self, batch: list[_Item]) -> None:
+        self.calls += 1
+        self.images += sum(len(images) for images, _ in batch)
         try:
             scores = self._run(np.concatenate([images for images, _ in batch]))
         except BaseException as error:

@@ -81,6 +81,10 @@ class Predictor:
         model, spec = load_exported(folder)
         return cls(model, spec, version=version, device=device)
 
+    def stats(self) -> dict[str, int]:
+        """Count the calls of the model so far, and the images they held."""
+        return {"calls": self._batcher.calls, "images": self._batcher.images}
+
     def scores(self, images: Images) -> Scores:
         """Class probabilities (N, C) float32 of prepared uint8 images (N, S, S, 3)."""
         import torch
