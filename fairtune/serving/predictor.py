@@ -10,7 +10,6 @@ import base64
 import binascii
 import io
 import logging
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -188,10 +187,8 @@ def check_header(data: bytes, limit: int) -> None:
     if data.startswith(b"\x93NUMPY"):
         raise RowError(NOT_AN_IMAGE)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
     except Image.DecompressionBombError:
         raise RowError(TOO_MANY_PIXELS.format(limit=limit)) from None
     except Exception:  # not for Pillow (DICOM, say) or damaged: decoding says which

@@ -12,6 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -103,6 +104,8 @@ def create_app() -> App:
 
     from fairtune.serving.protocol import PatientHTTPProtocol
 
+    # Pillow warns about every oddity of a damaged file, which would fill the log at a client's will.
+    warnings.filterwarnings("ignore", module="PIL")
     config = _config()
     PatientHTTPProtocol.header_timeout = config.header_timeout
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.workers))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -221,6 +223,15 @@ def test_clients_at_once_get_their_own_answers(server: str) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_damaged_images_and_requests_break_no_rule(server: str) -> None:
+    """A short run of the fuzzer; `benchmarks/fuzz_serving.py` by itself sends 20,000 inputs."""
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz_serving.py"
+    command = [sys.executable, str(script), "--url", server, "--inputs", "800", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert json.loads(done.stdout)["inputs"] >= 800
 
 
 def test_a_model_with_a_pickle_is_refused(registered: str, tmp_path: Path) -> None:
