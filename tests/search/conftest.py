@@ -26,7 +26,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_data(tmp_path_factory.mktemp("tiny")))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
