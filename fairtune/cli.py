@@ -46,7 +46,7 @@ class _Commands(click.Group):
             click.echo(f"fairtune: {' '.join(str(error).split())}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt as error:
-            click.echo(f"fairtune: {error or 'stopped'}; continue with --resume", err=True)
+            click.echo(f"fairtune: {error or 'stopped'}", err=True)
             sys.exit(130)
 
 

@@ -211,6 +211,8 @@ def open_run(
         yield log
     except KeyboardInterrupt:
         _close(log, "KILLED")
+        if kind == "search":
+            logger.warning("to go on where it stopped: fairtune search --resume %s …", log.run_id)
         raise
     except BaseException as error:
         _close(log, "FAILED", error)
