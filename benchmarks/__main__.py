@@ -1,0 +1,53 @@
+"""Run the benchmarks one after another, each in a process of its own; tables go to results/."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def machine() -> str:
+    """Describe this machine: a figure without it says nothing."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        cpu = f"{names[0]}, {len(names)} cores" if names else cpu
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{cpu}; {gpu}; Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def main() -> None:
+    """Run the benchmarks that are named, or all."""
+    known = sorted(path.stem for path in HERE.glob("[a-z]*.py"))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
+    names = parser.parse_args().names or known
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        parser.error(f"unknown benchmark {unknown[0]!r} (known: {', '.join(known)})")
+    results = HERE / "results"
+    results.mkdir(exist_ok=True)
+    for name in names:
+        sys.stderr.write(f"benchmarks/{name}.py\n")
+        done = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{name}"], stdout=subprocess.PIPE, text=True
+        )
+        sys.stdout.write(done.stdout)
+        if done.returncode:
+            sys.exit(f"benchmarks/{name}.py ended with status {done.returncode}")
+        (results / f"{name}.txt").write_text(f"{machine()}\n\n{done.stdout}")
+
+
+if __name__ == "__main__":
+    main()
