@@ -303,11 +303,12 @@ def resident_mb(pid: int | None) -> float | None:
 
 
 def fuzz(url: str, pid: int | None, arguments: argparse.Namespace) -> dict[str, object]:
-    """Run all attacks; the first fifth warms allocators up before the memory is read."""
+    """Run all attacks in five parts, and read the memory after each."""
     fuzzer = Fuzzer(url, arguments.patience)
     per_thread = -(-arguments.inputs // arguments.threads)
     start, memory = time.monotonic(), []
-    for part, share in enumerate((per_thread // 5, per_thread - per_thread // 5)):
+    share = -(-per_thread // 5)
+    for part in range(5):
         threads = [
             threading.Thread(target=fuzzer.work, args=(arguments.seed + 1000 * part + k, share))
             for k in range(arguments.threads)
@@ -326,7 +327,7 @@ def fuzz(url: str, pid: int | None, arguments: argparse.Namespace) -> dict[str, 
         "seconds": round(time.monotonic() - start, 1),
         "statuses": dict(sorted(fuzzer.statuses.items())),
         "slowest s": round(fuzzer.slowest, 3),
-        "memory MB after a fifth and at the end": memory,
+        "memory MB after each fifth": memory,
         "alive at the end": alive,
         "broken rules": len(fuzzer.broken) + (not alive),
         "examples": fuzzer.broken[:10],

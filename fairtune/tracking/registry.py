@@ -104,7 +104,14 @@ def register_model(
     with tempfile.TemporaryDirectory(prefix="fairtune-register-") as scratch:
         folder = export_model(model, spec, Path(scratch, "exported"))
         with _undone(client) as done:
-            model_id = done.model_id = _log(run_id, spec, folder, Path(scratch, "code"))
+            # Made by hand, because MLflow would file it under whichever experiment is active.
+            model_id = done.model_id = client.create_logged_model(
+                run.info.experiment_id,
+                MODEL_NAME,
+                source_run_id=run_id,
+                params=dict(run.data.params),
+            ).model_id
+            _log(run_id, model_id, spec, folder, Path(scratch, "code"))
             _check_prediction(model_id, spec, folder, Path(scratch, "answer.json"))
             done.name = name
             done.new_name = not _name_exists(client, name)
@@ -195,12 +202,13 @@ def _name_exists(client: MlflowClient, name: str) -> bool:
     return bool(client.search_registered_models(f"name = '{name}'"))
 
 
-def _log(run_id: str, spec: ServingSpec, folder: Path, code: Path) -> str:
-    """Log the pyfunc to the run, active or ended, and return the logged model's id."""
-    info = mlflow.models.Model.log(
+def _log(run_id: str, model_id: str, spec: ServingSpec, folder: Path, code: Path) -> None:
+    """Log the pyfunc as the logged model of a run, active or ended."""
+    mlflow.models.Model.log(
         artifact_path=None,
         flavor=mlflow.pyfunc,
         name=MODEL_NAME,
+        model_id=model_id,
         run_id=run_id,  # mlflow.pyfunc.log_model would need the run to be active
         python_model=str(bundle.ENTRYPOINT),
         artifacts={"weights": str(folder / WEIGHTS_FILE), "spec": str(folder / SPEC_FILE)},
@@ -209,7 +217,6 @@ def _log(run_id: str, spec: ServingSpec, folder: Path, code: Path) -> str:
         signature=bundle.signature(spec),
         input_example=bundle.input_example(spec),
     )
-    return str(info.model_id)
 
 
 def _check_prediction(model_id: str, spec: ServingSpec, folder: Path, answer: Path) -> None:

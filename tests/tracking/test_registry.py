@@ -69,7 +69,11 @@ def test_registered_version_has_all_it_needs(store: MlflowClient, tmp_path: Path
     assert version.tags["test/n_by_group/site.north"] == "41"
     assert "train/loss" not in version.tags
     assert store.get_run(run_id).info.status == "FINISHED"
-    assert len(store.get_run(run_id).outputs.model_outputs) == 1
+    (output,) = store.get_run(run_id).outputs.model_outputs
+    logged = store.get_logged_model(output.model_id)
+    assert logged.model_id == made.model_id
+    assert logged.experiment_id == store.get_run(run_id).info.experiment_id
+    assert logged.artifact_location.startswith(f"{(tmp_path / 'artifacts').as_uri()}/")
 
     folder = download_model("moles", tmp_path / "copy")
     files = {path.suffix for path in folder.rglob("*") if path.is_file()}
@@ -155,7 +159,7 @@ def nothing_registered(client: MlflowClient, run_id: str) -> bool:
     return (
         not client.search_registered_models()
         and not client.search_model_versions()
-        and not client.search_logged_models([experiment])
+        and not client.search_logged_models([experiment, "0"])
     )
 
 
