@@ -15,7 +15,7 @@ from fairtune.data.references import MEMBER, Reference
 from fairtune.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".npy", ".dcm")
-_TABLES = (".csv", ".tab", ".tsv", ".xlsx", ".parquet")
+_FILES = (".csv", ".tab", ".tsv", ".xlsx", ".parquet", ".zip", ".h5")
 _DEPTH = 3
 _MANY = 1000
 _JUNK = ("__MACOSX/", "._")  # what macOS adds to archives
@@ -57,11 +57,8 @@ def find_all(source: Path, *patterns: str) -> list[Path]:
     for _ in range(_DEPTH):
         levels.append([])
         for path in levels[-2]:
-            # A folder of so many entries is one of images, with a folder a patient perhaps.
-            if path.is_dir() and len(inside := _visible(path)) <= _MANY:
-                levels[-1] += inside
-            elif path.is_dir():
-                levels[-1] += (child for child in inside if child.suffix in _TABLES)
+            if path.is_dir():
+                levels[-1] += _visible(path)
     return [
         path
         for pattern in patterns
@@ -130,16 +127,25 @@ def attach_images(
         The rows that have an image, and a note for the provenance (empty if nothing is missing).
     """
     image = table[key].astype(str).map(references)
-    missing = table.loc[image.isna(), key].astype(str).tolist()
-    if missing and not allow_missing:
+    return _without_missing(
+        table.assign(image=image), image.notna().to_numpy(), table[key], where, allow_missing
+    )
+
+
+def _without_missing(
+    table: pd.DataFrame, there: np.ndarray, names: pd.Series, where: str, allow_missing: bool
+) -> tuple[pd.DataFrame, dict[str, object]]:
+    if there.all():
+        return table.reset_index(drop=True), {}
+    missing = names[~there].astype(str).tolist()
+    if not allow_missing:
         raise InputError(
             f"{where}: {len(missing):,} of {len(table):,} images are missing, the first is "
             f"{missing[0]!r}; complete the download, or drop their rows with --allow-missing"
         )
     if len(missing) == len(table):
         raise InputError(f"{where}: not one of the {len(table):,} images is there")
-    note: dict[str, object] = {"missing": missing} if missing else {}
-    return table.assign(image=image)[np.asarray(image.notna())].reset_index(drop=True), note
+    return table[there].reset_index(drop=True), {"missing": missing}
 
 
 def check_references(
@@ -158,17 +164,17 @@ def check_references(
 
     def is_there(image: str) -> bool:
         reference = Reference.parse(image)
-        path = os.path.join(root, reference.path)
-        if not os.path.isfile(path) or reference.member is None:
+        path = f"{root}{os.sep}{reference.path}"
+        if reference.member is None or not path.lower().endswith(".zip"):
             return os.path.isfile(path)
-        if not path.lower().endswith(".zip"):
-            return True
+        if not os.path.isfile(path):
+            return False
         if path not in members:
             members[path] = set(zip_names(Path(path)))
         return reference.member.split(MEMBER)[0] in members[path]
 
-    known = {image: image for image in table["image"] if is_there(image)}
-    return attach_images(table, known, "image", where=str(root), allow_missing=allow_missing)
+    there = np.fromiter((is_there(image) for image in table["image"]), bool, len(table))
+    return _without_missing(table, there, table["image"], str(root), allow_missing)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -176,6 +182,10 @@ def _visible(folder: Path) -> list[Path]:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror or error}") from None
+    if (
+        len(names) > _MANY
+    ):  # a folder of images, or with a folder a patient: not to be looked through
+        names = [name for name in names if name.lower().endswith(_FILES)]
     return [folder / name for name in names if not name.startswith(".")]
 
 

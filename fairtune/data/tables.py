@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pandas as pd
 from fairtune.errors import InputError
 
 _DELIMITERS = ",;\t|"
+_SNIFFED = 1 << 16
 _NO_VALUE = ("", "na", "n/a", "nan", "none", "null")
 
 
@@ -36,6 +37,7 @@ class Table:
         self.frame = frame
         self.path = path
         self.first_row = first_row
+        self.columns = [str(name) for name in frame.columns]
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -46,18 +48,18 @@ class Table:
 
     def column(self, *names: str) -> str:
         """Return the first of these columns that the table has, ignoring case; refuse if none."""
-        known = {str(name).strip().lower(): str(name) for name in self.frame.columns}
+        known = {name.lower(): name for name in self.columns}
         for name in names:
             if name.lower() in known:
                 return known[name.lower()]
         raise InputError(
             f"{self.path}: no column {' or '.join(map(repr, names))} "
-            f"(it has: {', '.join(map(str, self.frame.columns))})"
+            f"(it has: {', '.join(self.columns)})"
         )
 
     def has(self, name: str) -> bool:
         """Tell whether the table has a column, ignoring case."""
-        return name.lower() in {str(column).strip().lower() for column in self.frame.columns}
+        return name.lower() in {column.lower() for column in self.columns}
 
     def text(self, *names: str, required: bool = True) -> pd.Series:
         """Return a column as stripped text; with `required`, an empty cell is refused."""
@@ -113,13 +115,21 @@ class Table:
         return np.asarray(pd.Series(keep).fillna(False), dtype=bool)
 
 
-def read_table(path: Path, *, sheet_header: Sequence[str] | None = None, skip: int = 0) -> Table:
+def read_table(
+    path: Path,
+    *,
+    only: Sequence[str] | None = None,
+    sheet_header: Sequence[str] | None = None,
+    skip: int = 0,
+) -> Table:
     """Read CSV (any usual delimiter, with or without BOM, any line ends), Excel or Parquet as text.
 
     Parameters
     ----------
     path
         The file; the kind is told from its suffix, CSV if there is none that is known.
+    only
+        The columns of a large CSV that are wanted; others need not be held in memory.
     sheet_header
         Names for the columns of an Excel sheet whose own header is of no use.
     skip
@@ -138,7 +148,7 @@ def read_table(path: Path, *, sheet_header: Sequence[str] | None = None, skip: i
             # Whole numbers beside empty cells are stored as floats: 1.0 is the label "1".
             frame = pd.read_parquet(path).convert_dtypes()
         else:
-            frame = _read_csv(path)
+            frame = _read_csv(path, only)
     except InputError:
         raise
     except FileNotFoundError:
@@ -154,20 +164,30 @@ def read_table(path: Path, *, sheet_header: Sequence[str] | None = None, skip: i
     return Table(frame, path, first_row=2 if sheet_header is None else skip + 1)
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig").lstrip("\r\n")
-    except UnicodeDecodeError:
-        # What spreadsheets write where they do not write UTF-8.
-        text = raw.decode("cp1252", errors="replace").lstrip("\r\n")
-    if not text.strip():
+def _read_csv(path: Path, only: Sequence[str] | None) -> pd.DataFrame:
+    with path.open("rb") as file:
+        start = file.read(_SNIFFED).removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
+    if not start.strip():
         raise InputError(f"{path}: the file is empty")
-    header = text.splitlines()[0]
+    header = re.split(r"[\r\n]", start.decode("utf-8", errors="replace"), maxsplit=1)[0]
     delimiter = max(_DELIMITERS, key=lambda mark: len(next(csv.reader([header], delimiter=mark))))
-    return pd.read_csv(
-        io.StringIO(text), sep=delimiter, dtype=str, keep_default_na=False, skip_blank_lines=True
-    )
+    wanted = None if only is None else {name.lower() for name in only}
+
+    def read(encoding: str, errors: str) -> pd.DataFrame:
+        return pd.read_csv(
+            path,
+            sep=delimiter,
+            dtype=str,
+            keep_default_na=False,
+            usecols=None if wanted is None else lambda name: str(name).strip().lower() in wanted,
+            encoding=encoding,
+            encoding_errors=errors,
+        )
+
+    try:
+        return read("utf-8-sig", "strict")
+    except UnicodeDecodeError:  # what spreadsheets write where they do not write UTF-8
+        return read("cp1252", "replace")
 
 
 def _read_excel(path: Path, names: Sequence[str] | None, skip: int) -> pd.DataFrame:

@@ -71,10 +71,12 @@ def test_no_patient_is_ever_in_two_splits(patients: int, seed: int) -> None:
         assert set(split) == {"train", "val", "test"}
 
 
-def test_stratified_split_keeps_each_groups_share() -> None:
-    made = cohort(2000)
+@pytest.mark.parametrize("patients", [2000, 6000])
+def test_stratified_split_keeps_each_groups_share(patients: int) -> None:
+    made = cohort(patients)
     strata = strata_of(made.table["label"], made.groups())
     split = split_stratified(made.table["patient"], strata, ratios=(0.7, 0.1, 0.2))
+    assert patients_in_several(made.with_split(split).table) == []
     whole = pd.Series(strata).value_counts(normalize=True)
     for name, ratio in {"train": 0.7, "val": 0.1, "test": 0.2}.items():
         part = strata[split == name]

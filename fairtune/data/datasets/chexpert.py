@@ -64,16 +64,17 @@ def chexpert(
     """
     root = download(source, "chexpert", PAGE)
     path = find(root, "train.csv", what="table of the training images", page=PAGE)
-    table = read_table(path)
+    table = read_table(path, only=("Path", "Sex", "Age", "No Finding"))
     names = ("CHEXPERT DEMO.xlsx", "CHEXPERT DEMO.csv", "CHEXPERT_DEMO.xlsx", "CHEXPERT_DEMO.csv")
     demographics = read_table(find(root, *names, what="table of demographics", page=PAGE))
     # "CheXpert-v1.0-small/train/patient00001/...": the first part is the folder of train.csv.
-    inside = table.unique("Path").str.split("/", n=1).str[1]
+    whole = table.unique("Path")
+    if not (fits := whole.str.match(r"[^/]+/[^/]+/[^/]+/.")).all():
+        what = "is not like CheXpert-v1.0/train/patient00001/..."
+        raise table.error(int(np.argmin(fits)), "Path", what)
+    inside = whole.str.replace(r"^[^/]+/", "", regex=True)
     folder = path.parent.relative_to(root).as_posix()
-    patient = inside.str.split("/").str[1]
-    if patient.isna().any():
-        row = int(np.argmax(patient.isna()))
-        raise table.error(row, "Path", "is not like CheXpert-v1.0/train/patient00001/...")
+    patient = inside.str.replace(r"^[^/]+/([^/]+)/.*$", r"\1", regex=True)
     sex = table.choices("Sex", values={**SEX, "unknown": None})
     age = table.numbers("Age", least=0, most=OLDEST)
     race = patient.map(_races(demographics))

@@ -97,7 +97,7 @@ def folder(
     frame["patient"] = read.text(patient_column) if patient_column else frame["image"]
     specs = attributes if isinstance(attributes, Mapping) else {name: name for name in attributes}
     if not specs:
-        columns = ", ".join(map(str, read.frame.columns))
+        columns = ", ".join(read.columns)
         raise InputError(f"{read.path}: name one attribute at least (columns: {columns})")
     keep = np.ones(len(frame), bool)
     for attribute, spec in specs.items():
