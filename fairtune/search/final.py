@@ -1,9 +1,9 @@
 """The choice of the winner: the best trials once more, with fresh seeds, on validation.
 
 The best of many noisy trials owes part of its value to luck. So the best few are fine-tuned again,
-several times each, and ranked by a lower bound of what they reach: mean minus standard error. Two
-baselines, full fine-tuning and the linear probe, run with as many seeds and compete: where a baseline is
-best on validation, it wins, and a reader can compare like with like.
+several times each, and ranked by a lower bound of what they reach (see `standings`). Two baselines,
+full fine-tuning and the linear probe, run with as many seeds and compete: where a baseline is best on
+validation, it wins, and a reader can compare like with like.
 """
 
 from __future__ import annotations
@@ -13,17 +13,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from fairtune.config import Config
-from fairtune.errors import InputError
-from fairtune.fairness import FairnessReport, Objective, get_objective
+from fairtune.fairness import Objective, get_objective
 from fairtune.interrupt import InterruptedSearchError, StopRequest
 from fairtune.peft import Mask
 from fairtune.search.point import Point
 from fairtune.search.runner import ERROR
-from fairtune.search.settings import FinalSettings
-from fairtune.search.study import FinishedTrial, NoTrialError
+from fairtune.search.standings import Candidate, FinalRun, patient_error
+from fairtune.search.study import FinishedTrial
 from fairtune.search.trial import mask_params, mask_tags, run_trial
 from fairtune.seeding import seed as named_seed
 from fairtune.tracking.runs import RunLog, is_store_failure, one_line
@@ -32,74 +29,8 @@ from fairtune.workspace import Workspace, open_workspace
 logger = logging.getLogger(__name__)
 
 FINAL_KEY = "fairtune.final_key"
+PATIENT_ERROR = "objective_patient_error"
 BASELINES = {"full fine-tuning": "fullft", "linear probe": "linear_readout"}
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A mask and learning rate that is fine-tuned again."""
-
-    name: str
-    space: str
-    bits: tuple[int, ...]
-    learning_rate: float
-    number: int | None = None
-    """The trial it comes from; None for a baseline."""
-    first_value: float = math.nan
-    """The objective in the search, which owes something to luck."""
-
-
-@dataclass(frozen=True)
-class FinalRun:
-    """One fine-tune of a candidate."""
-
-    candidate: Candidate
-    index: int
-    run_id: str
-    value: float
-    auroc: float
-    error: str | None = None
-    """Why it has no value."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A candidate with its runs."""
-
-    candidate: Candidate
-    runs: tuple[FinalRun, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean objective over the seeds."""
-        return float(np.mean([run.value for run in self.runs]))
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the mean over the seeds; NaN for one seed."""
-        return standard_error([run.value for run in self.runs])
-
-    @property
-    def auroc(self) -> float:
-        """Mean overall AUROC over the seeds."""
-        return float(np.mean([run.auroc for run in self.runs]))
-
-    @property
-    def typical(self) -> FinalRun:
-        """The run nearest to the mean: what a user who fine-tunes once may expect."""
-        return min(self.runs, key=lambda run: (abs(run.value - self.mean), run.index))
-
-    def bound(self, objective: Objective) -> float:
-        """Return the pessimistic end of mean ± standard error, oriented: larger is better."""
-        error = self.standard_error
-        return -objective.loss(self.mean) - (0.0 if math.isnan(error) else error)
-
-
-def standard_error(values: Sequence[float]) -> float:
-    """Return the standard error of the mean; NaN for fewer than two values."""
-    if len(values) < 2:
-        return math.nan
-    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def choose_candidates(
@@ -121,6 +52,7 @@ def choose_candidates(
                 space=mask.space,
                 bits=mask.bits,
                 learning_rate=trial.point.learning_rate,
+                extras=trial.point.extras,
                 number=trial.number,
                 first_value=trial.value,
             ),
@@ -133,19 +65,16 @@ def baselines(
 ) -> list[Candidate]:
     """Return full fine-tuning and the linear probe as candidates.
 
-    Each takes the learning rate that did best on validation for the nearest mask in the search: all
-    bits, or none; without such a trial, ``train.learning_rate``.
+    Each takes the learning rate (and what else is searched) that did best on validation for the
+    nearest mask in the search: all bits, or none; without such a trial, ``train.learning_rate``.
     """
     found = []
+    ranked = sorted(trials, key=lambda trial: objective.loss(trial.value))
     for name, space in BASELINES.items():
         bit = max(workspace.space.levels) if space == "fullft" else 0
-        rates = {
-            t.point.learning_rate: objective.loss(t.value)
-            for t in sorted(trials, key=lambda t: -objective.loss(t.value))
-            if all(b == bit for b in t.point.bits)
-        }
-        rate = min(rates, key=lambda r: rates[r]) if rates else workspace.config.train.learning_rate
-        found.append(Candidate(name, space, (), rate))
+        alike = [t.point for t in ranked if all(b == bit for b in t.point.bits)]
+        point = alike[0] if alike else Point((), workspace.config.train.learning_rate)
+        found.append(Candidate(name, space, (), point.learning_rate, point.extras))
     return found
 
 
@@ -164,19 +93,28 @@ class FinalRunner:
         workspace = open_workspace(self.config, self.source)
         objective = get_objective(self.config.search.objective)
         mask = workspace.mask(candidate.bits, candidate.space)
-        point = Point(candidate.bits, candidate.learning_rate)
+        point = Point(candidate.bits, candidate.learning_rate, candidate.extras)
         key = f"{candidate.space}/{point.key}/{index}"
         done = self.parent.children(
             f"tags.`{FINAL_KEY}` = '{key}' and attributes.status = 'FINISHED'"
         )
         if done:
             metrics = done[0].data.metrics
-            run_id = done[0].info.run_id
-            return FinalRun(candidate, index, run_id, metrics["objective"], metrics["val/auroc"])
+            return FinalRun(
+                candidate,
+                index,
+                done[0].info.run_id,
+                metrics["objective"],
+                metrics["val/auroc"],
+                metrics[PATIENT_ERROR],
+            )
         log = self.parent.child(
             f"final {candidate.name} seed-{index}",
             "final",
-            params={**mask_params(mask, candidate.learning_rate), "seed_index": index},
+            params={
+                **mask_params(mask, candidate.learning_rate, candidate.extras),
+                "seed_index": index,
+            },
             tags={
                 FINAL_KEY: key,
                 "fairtune.candidate": candidate.name,
@@ -192,6 +130,7 @@ class FinalRunner:
                 seed=named_seed(self.config.seed, "final", candidate.space, point.key, index),
                 objective=objective,
                 log=log,
+                extras=candidate.extras,
                 should_stop=lambda: self.stop.requested,
             )
         except Exception as error:
@@ -201,54 +140,18 @@ class FinalRunner:
             logger.warning("%s, seed %d, failed: %s", candidate.name, index, reason)
             log.log(tags={ERROR: reason})
             log.end("FAILED")
-            return FinalRun(candidate, index, log.run_id, math.nan, math.nan, reason)
+            return FinalRun(candidate, index, log.run_id, math.nan, math.nan, error=reason)
         if trial.epochs < self.config.train.epochs:
             log.end("KILLED")
             raise InterruptedSearchError("stopped by Ctrl-C")
+        spread = patient_error(
+            workspace.split("val"),
+            trial.probabilities,
+            objective,
+            n_resamples=self.config.search.final.resamples,
+            seed=named_seed(self.config.seed, "final", "patients"),  # the same for all candidates
+        )
+        log.log(metrics={PATIENT_ERROR: spread})
         log.end()
-        return FinalRun(candidate, index, log.run_id, trial.value, trial.report.headline["auroc"])
-
-
-def standings(runs: Sequence[FinalRun]) -> list[Standing]:
-    """Group final runs by candidate, in order of appearance.
-
-    A candidate of which one seed failed is out: what cannot be relied on is not chosen.
-
-    Raises
-    ------
-    NoTrialError
-        When every candidate is out; names the first reason.
-    """
-    failed = {run.candidate.name: run.error for run in runs if run.error is not None}
-    names = dict.fromkeys(run.candidate.name for run in runs)
-    found = [
-        Standing(mine[0].candidate, mine)
-        for name in names
-        if name not in failed and (mine := tuple(run for run in runs if run.candidate.name == name))
-    ]
-    for name, reason in failed.items():
-        logger.warning("%s is no candidate any more: %s", name, reason)
-    if not found:
-        raise NoTrialError(f"every final run failed; the first with: {next(iter(failed.values()))}")
-    return found
-
-
-def pick_winner(
-    contenders: Sequence[Standing], objective: Objective, settings: FinalSettings
-) -> Standing:
-    """Return the candidate with the best lower bound, subject to the limit on overall AUROC."""
-    allowed = list(contenders)
-    if settings.max_auroc_loss is not None:
-        best = max(standing.auroc for standing in allowed)
-        allowed = [s for s in allowed if s.auroc >= best - settings.max_auroc_loss]
-    if not allowed:
-        raise InputError("no candidate has a defined overall AUROC: check the validation split")
-    return max(allowed, key=lambda standing: standing.bound(objective))
-
-
-def reports_of(parent: RunLog, standing: Standing) -> list[FairnessReport]:
-    """Read the validation reports of a candidate's runs back from the store."""
-    return [
-        FairnessReport.from_json(parent.sibling(run.run_id).read_text("report.json"))
-        for run in standing.runs
-    ]
+        auroc = trial.report.headline["auroc"]
+        return FinalRun(candidate, index, log.run_id, trial.value, auroc, spread)

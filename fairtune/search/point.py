@@ -11,7 +11,11 @@ from typing import Any
 
 from hyperopt import hp
 
+from fairtune.search.settings import ExtraChoice, ExtraRange
+
 LEARNING_RATE = "learning_rate"
+Extras = tuple[tuple[str, float | str], ...]
+"""What else is searched: name and value, in the order of the configuration."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +29,24 @@ class Point:
     learning_rate
         Rounded to two significant digits: finer differences are noise, and equal points can be
         recognised.
+    extras
+        Further hyperparameters, by name; numbers are rounded alike.
     """
 
     bits: tuple[int, ...]
     learning_rate: float
+    extras: Extras = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", tuple(int(bit) for bit in self.bits))
         object.__setattr__(self, "learning_rate", two_digits(self.learning_rate))
+        extras = ((k, v if isinstance(v, str) else two_digits(v)) for k, v in self.extras)
+        object.__setattr__(self, "extras", tuple(extras))
 
     @property
     def key(self) -> str:
         """Twelve hex digits that name the point; equal points have equal keys."""
-        text = json.dumps([self.bits, self.learning_rate])
+        text = json.dumps([self.bits, self.learning_rate, *self.extras])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -58,27 +67,43 @@ class SearchSpace:
         Bounds of the learning rate.
     values
         The values a bit may take; (0, 1) unless the mask space says otherwise.
+    extra
+        Further dimensions, by name.
     """
 
     bit_names: tuple[str, ...]
     low: float
     high: float
     values: tuple[int, ...] = field(default=(0, 1))
+    extra: tuple[tuple[str, ExtraRange | ExtraChoice], ...] = ()
 
     def expression(self) -> dict[str, Any]:
         """Return the space in hyperopt's own terms."""
         space: dict[str, Any] = {name: hp.choice(name, self.values) for name in self.bit_names}
         space[LEARNING_RATE] = hp.loguniform(LEARNING_RATE, math.log(self.low), math.log(self.high))
+        for name, what in self.extra:
+            space[name] = _expression(name, what)
         return space
 
     def point(self, sample: Mapping[str, Any]) -> Point:
         """Read what hyperopt gives an objective: values, not indices."""
-        return Point(tuple(sample[name] for name in self.bit_names), float(sample[LEARNING_RATE]))
+        bits = tuple(sample[name] for name in self.bit_names)
+        extras = tuple((name, sample[name]) for name, _ in self.extra)
+        return Point(bits, float(sample[LEARNING_RATE]), extras)
 
     def point_of_vals(self, vals: Mapping[str, Sequence[Any]]) -> Point:
         """Read a hyperopt trial's ``misc["vals"]``: indices of choices, in lists."""
         bits = tuple(self.values[int(vals[name][0])] for name in self.bit_names)
-        return Point(bits, float(vals[LEARNING_RATE][0]))
+        extras = tuple(
+            (
+                name,
+                what.choices[int(vals[name][0])]
+                if isinstance(what, ExtraChoice)
+                else vals[name][0],
+            )
+            for name, what in self.extra
+        )
+        return Point(bits, float(vals[LEARNING_RATE][0]), extras)
 
     def vals(self, point: Point) -> dict[str, list[Any]]:
         """Write a point as a hyperopt trial's ``misc["vals"]``."""
@@ -87,4 +112,20 @@ class SearchSpace:
             for name, bit in zip(self.bit_names, point.bits, strict=True)
         }
         vals[LEARNING_RATE] = [point.learning_rate]
+        given = dict(point.extras)
+        for name, what in self.extra:
+            value = given[name]
+            vals[name] = [what.choices.index(value) if isinstance(what, ExtraChoice) else value]
         return vals
+
+    def extras_of(self, values: Mapping[str, Any]) -> Extras:
+        """Read the further dimensions from a mapping, each brought into what is searched."""
+        return tuple((name, what.nearest(values[name])) for name, what in self.extra)
+
+
+def _expression(name: str, what: ExtraRange | ExtraChoice) -> Any:
+    if isinstance(what, ExtraChoice):
+        return hp.choice(name, what.choices)
+    if what.log:
+        return hp.loguniform(name, math.log(what.low), math.log(what.high))
+    return hp.uniform(name, what.low, what.high)

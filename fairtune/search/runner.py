@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +51,7 @@ class TrialRunner:
         self.parent.child(
             f"trial-{number:03d} {mask.space} {mask.short()}",
             "trial",
-            params=mask_params(mask, point.learning_rate),
+            params=mask_params(mask, point.learning_rate, point.extras),
             tags={NUMBER: number, KEY: point.key, **mask_tags(mask, workspace)},
         )
 
@@ -98,6 +99,7 @@ class TrialRunner:
             seed=named_seed(self.config.seed, "trial", int(run.data.tags[NUMBER])),
             objective=objective,
             log=log,
+            extras=point.extras,
             pruner=make_pruner(pruning),
             rungs=pruning.rungs,
             others_at=lambda rung: self._others_at(rung, log.run_id),
@@ -136,6 +138,7 @@ def result_of(run: Run, objective: Objective) -> dict[str, Any]:
         "loss": objective.loss(metrics["objective"]),
         "value": metrics["objective"],
         "auroc": metrics["val/auroc"],
+        "worst_group_auroc": metrics.get("val/worst_group_auroc", math.nan),
         "epochs": int(metrics["epochs"]),
         "pruned": "fairtune.pruned_at" in run.data.tags,
         "number": int(run.data.tags[NUMBER]),

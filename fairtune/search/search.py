@@ -17,17 +17,11 @@ from fairtune.fairness import get_objective
 from fairtune.interrupt import StopRequest
 from fairtune.peft import Mask, merge_adapters
 from fairtune.search.executors import Executor, make_executor
-from fairtune.search.final import (
-    BASELINES,
-    FinalRunner,
-    Standing,
-    baselines,
-    choose_candidates,
-    pick_winner,
-    standings,
-)
+from fairtune.search.final import BASELINES, FinalRunner, baselines, choose_candidates
 from fairtune.search.runner import TrialRunner
+from fairtune.search.standings import Standing, pick_winner, standings
 from fairtune.search.study import FinishedTrial, run_study, search_space
+from fairtune.search.summary import summarize
 from fairtune.search.trial import mask_params, mask_tags
 from fairtune.search.winner import (
     COMPARED,
@@ -115,13 +109,15 @@ def search(
         trials = run_study(runner, executor, workspace, propose=not decided)
         finals = run_finals(log, workspace, trials, executor, source, stop)
         objective = get_objective(config.search.objective)
+        summarize(log, trials, finals, runner.space, objective, config.seed)
         winner = pick_winner(finals, objective, config.search.final)
         searched = [s for s in finals if s.candidate.name not in BASELINES]
-        best_mask = pick_winner(searched, objective, config.search.final)
-        shown = {s.candidate.name: s for s in (winner, best_mask, *finals)}
-        log.log(tags={WINNER: winner.candidate.name})  # from here on the choice stands
+        best_mask = pick_winner(searched or finals, objective, config.search.final)
         keep = {winner.candidate.name, best_mask.candidate.name, *BASELINES}
-        evaluations = evaluate_finals(workspace, log, [shown[n] for n in shown if n in keep])
+        log.log(tags={WINNER: winner.candidate.name})  # from here on the choice stands
+        evaluations = evaluate_finals(
+            workspace, log, [s for s in finals if s.candidate.name in keep]
+        )
         return conclude(log, workspace, winner, evaluations)
 
 
@@ -214,9 +210,8 @@ def conclude(
         for key, value in best.data().data.metrics.items()
         if key.partition("/")[0] in typical.reports or key == "threshold"
     }
-    metrics["winners_curse"] = winner.candidate.first_value - winner.mean
     rate = winner.candidate.learning_rate
-    params = mask_params(mask, rate)
+    params = mask_params(mask, rate, winner.candidate.extras)
     log.log(
         metrics=metrics,
         params={**params, "trial": winner.candidate.name},

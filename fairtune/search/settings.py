@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from fairtune.training.recipe import Recipe
 
 
 class _Section(BaseModel):
@@ -22,6 +31,48 @@ class LearningRateRange(_Section):
         if self.low >= self.high:
             raise ValueError(f"low must be below high, not {self.low} and {self.high}")
         return self
+
+
+class ExtraRange(_Section):
+    """A further number that a search draws, uniformly or log-uniformly."""
+
+    low: float
+    high: float
+    log: bool = Field(False, description="Draw log-uniformly, as for values over magnitudes.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ExtraRange:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high, not {self.low} and {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs low > 0, not {self.low}")
+        return self
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """The values that must be allowed, for all between them to be."""
+        return (self.low, self.high)
+
+    def nearest(self, value: float | str | None) -> float:
+        """Return the value in the range that is nearest to what a recipe has; `low` for none."""
+        if value is None or isinstance(value, str):
+            return self.low
+        return min(max(float(value), self.low), self.high)
+
+
+class ExtraChoice(_Section):
+    """A further setting that a search draws from a list."""
+
+    choices: tuple[float | str, ...] = Field(min_length=2)
+
+    @property
+    def ends(self) -> tuple[float | str, ...]:
+        """All values."""
+        return self.choices
+
+    def nearest(self, value: float | str | None) -> float | str:
+        """Return the value itself when it is on the list, else the first."""
+        return next((choice for choice in self.choices if choice == value), self.choices[0])
 
 
 class PruningSettings(_Section):
@@ -55,11 +106,19 @@ class FinalSettings(_Section):
     seeds: int = Field(
         3, ge=1, description="Fine-tunes of each candidate, with seeds the search has not used."
     )
+    resamples: int = Field(
+        200,
+        ge=0,
+        description="Resamples of the validation patients for the standard error; 0 = seeds alone.",
+    )
     max_auroc_loss: float | None = Field(
         None,
         ge=0,
         description="Candidates whose overall AUROC is more than this below the best are out.",
     )
+
+
+DROP_PATH = "drop_path"
 
 
 class SearchSettings(_Section):
@@ -76,6 +135,14 @@ class SearchSettings(_Section):
         10, ge=1, description="Trials before TPE trusts its model; until then it draws at random."
     )
     learning_rate: LearningRateRange = LearningRateRange()
+    extra: dict[
+        Literal["weight_decay", "layer_decay", "label_smoothing", "class_weights", "drop_path"],
+        ExtraRange | ExtraChoice,
+    ] = Field(
+        {},
+        description="Further dimensions: `{low, high, log}` or `{choices}`. `drop_path` is the rate "
+        "of stochastic depth in the last block; the others are keys of `train`.",
+    )
     known_masks: bool = Field(
         True,
         description="Try all, none, norms only and attention only first, so that the search never "
@@ -97,3 +164,21 @@ class SearchSettings(_Section):
     spark_master: str | None = Field(
         None, description="Spark's master; null = SPARK_MASTER_URL, else local[parallelism]."
     )
+
+    @field_validator("extra")
+    @classmethod
+    def _allowed(cls, extra: dict[str, ExtraRange | ExtraChoice]) -> dict[str, Any]:
+        for name, what in extra.items():
+            for value in what.ends:
+                if name != DROP_PATH:
+                    _check_recipe(name, value)
+                elif isinstance(value, str) or not 0 <= value < 1:
+                    raise ValueError(f"{name} must be from 0 to below 1, not {value!r}")
+        return extra
+
+
+def _check_recipe(name: str, value: float | str) -> None:
+    try:
+        Recipe.model_validate({name: value})
+    except ValidationError as error:
+        raise ValueError(f"{name} cannot be {value!r}: {error.errors()[0]['msg']}") from None

@@ -23,6 +23,7 @@ from fairtune.search.executors import Executor
 from fairtune.search.point import Point, SearchSpace
 from fairtune.search.proposer import Proposer, algorithm, trial_doc
 from fairtune.search.runner import NUMBER, TrialRunner, has_ended, result_of
+from fairtune.search.settings import DROP_PATH
 from fairtune.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class FinishedTrial:
     run_id: str
     value: float
     auroc: float
+    worst_group_auroc: float
     epochs: int
     pruned: bool
 
@@ -58,17 +60,23 @@ def search_space(workspace: Workspace) -> SearchSpace:
         low=rates.low,
         high=rates.high,
         values=workspace.space.levels,
+        extra=tuple(workspace.config.search.extra.items()),
     )
 
 
 def known_points(workspace: Workspace) -> list[Point]:
-    """Return the points a search tries first: the known masks at the known learning rates."""
+    """Return the points a search tries first: the known masks at the known learning rates.
+
+    Whatever else is searched has the recipe's value in them.
+    """
     settings = workspace.config.search
     if not settings.known_masks:
         return []
     rates = settings.known_learning_rates or (workspace.config.train.learning_rate,)
     masks = workspace.space.known_masks(workspace.base.model).values()
-    return [Point(bits, rate) for rate in rates for bits in masks]
+    recipe = {**workspace.config.train.model_dump(), DROP_PATH: 0.0}
+    extras = search_space(workspace).extras_of(recipe)
+    return [Point(bits, rate, extras) for rate in rates for bits in masks]
 
 
 def run_study(
@@ -171,6 +179,10 @@ def point_of(run: Run, space: SearchSpace) -> Point:
     return Point(
         tuple(int(params[f"mask.{name}"]) for name in space.bit_names),
         float(params["learning_rate"]),
+        tuple(
+            (name, params[name] if isinstance(what.nearest(None), str) else float(params[name]))
+            for name, what in space.extra
+        ),
     )
 
 
@@ -257,6 +269,7 @@ def _finished(trials: Trials, space: SearchSpace, parent: str) -> list[FinishedT
             run_id=doc["result"]["run_id"],
             value=doc["result"]["value"],
             auroc=doc["result"]["auroc"],
+            worst_group_auroc=doc["result"]["worst_group_auroc"],
             epochs=doc["result"]["epochs"],
             pruned=doc["result"]["pruned"],
         )

@@ -12,10 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.layers.drop import DropPath
+from torch import nn
 
+from fairtune.errors import InputError
 from fairtune.fairness import FairnessReport, Objective
 from fairtune.peft import Mask, save_delta
+from fairtune.search.point import Extras
 from fairtune.search.pruning import Pruner
+from fairtune.search.settings import DROP_PATH
 from fairtune.seeding import seed as named_seed
 from fairtune.tracking.predictions import predictions_table
 from fairtune.tracking.runs import RunLog, split_metrics
@@ -37,13 +42,14 @@ class Trial:
     stopped_at: int | None
 
 
-def mask_params(mask: Mask, learning_rate: float) -> dict[str, object]:
+def mask_params(mask: Mask, learning_rate: float, extras: Extras = ()) -> dict[str, object]:
     """Name what a trial tried as run parameters: one per bit, for the tracking UI's plots."""
     bits = {f"mask.{name}": bit for name, bit in mask.named_bits().items()}
     return {
         "mask": mask.text or mask.space,
         "learning_rate": learning_rate,
         "trained_share": f"{mask.share:.4g}",
+        **dict(extras),
         **bits,
     }
 
@@ -58,6 +64,27 @@ def mask_tags(mask: Mask, workspace: Workspace) -> dict[str, object]:
     }
 
 
+def set_drop_path(model: nn.Module, rate: float) -> None:
+    """Give a timm transformer stochastic depth, from 0 in the first block to `rate` in the last.
+
+    Huang et al. 2016, "Deep Networks with Stochastic Depth", as timm spreads it over the blocks. The
+    parameters and their names do not change, so a delta of this model fits one without.
+
+    Raises
+    ------
+    InputError
+        When the model has no blocks with residual branches that could be dropped.
+    """
+    branches = [(name, m) for name, m in model.named_modules() if hasattr(m, "drop_path1")]
+    if not branches:
+        raise InputError("search.extra.drop_path needs a transformer with blocks; leave it out")
+    for index, (_, block) in enumerate(branches):
+        share = rate * index / max(1, len(branches) - 1)
+        for branch in ("drop_path1", "drop_path2"):
+            if hasattr(block, branch):
+                setattr(block, branch, DropPath(share) if share else nn.Identity())
+
+
 def run_trial(
     workspace: Workspace,
     mask: Mask,
@@ -66,6 +93,7 @@ def run_trial(
     seed: int,
     objective: Objective,
     log: RunLog,
+    extras: Extras = (),
     pruner: Pruner | None = None,
     rungs: tuple[int, ...] = (),
     others_at: Callable[[int], list[float]] = lambda rung: [],
@@ -75,6 +103,8 @@ def run_trial(
 
     Parameters
     ----------
+    extras
+        Hyperparameters that take the place of the recipe's, and the rate of stochastic depth.
     pruner, rungs, others_at
         At each epoch count in `rungs` the pruner is asked, given what `others_at(rung)` returns:
         the oriented values of the other trials at that rung.
@@ -89,8 +119,12 @@ def run_trial(
         When the loss is no longer finite.
     """
     config = workspace.config
-    recipe = config.train.model_copy(update={"learning_rate": learning_rate})
+    changes = dict(extras)
+    drop_path = float(changes.pop(DROP_PATH, 0.0))
+    recipe = config.train.model_copy(update={**changes, "learning_rate": learning_rate})
     model = workspace.model(mask, named_seed(seed, "model"))
+    if drop_path:
+        set_drop_path(model, drop_path)
     value = math.nan
     pruned = False
     if workspace.device.type == "cuda":

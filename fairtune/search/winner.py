@@ -22,7 +22,7 @@ from fairtune.fairness import (
     fit_threshold,
 )
 from fairtune.peft import Mask, load_delta
-from fairtune.search.final import Standing, standard_error
+from fairtune.search.standings import Standing, standard_error
 from fairtune.tracking.predictions import predictions_table
 from fairtune.tracking.runs import RunLog, split_metrics
 from fairtune.training import Split, predict
