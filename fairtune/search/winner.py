@@ -6,6 +6,7 @@ threshold on validation, and only then reads the test split, for all of them in 
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from fairtune.tracking.predictions import predictions_table
 from fairtune.tracking.runs import RunLog, split_metrics
 from fairtune.training import Split, predict
 from fairtune.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 GAP = "fairness_generalization_gap"
@@ -91,13 +94,21 @@ def evaluate_run(workspace: Workspace, log: RunLog, splits: dict[str, Split]) ->
         )
         for name, split in splits.items()
     }
-    threshold = fit_threshold(splits["val"].labels, scores["val"])
+    threshold = _threshold(splits["val"], scores["val"])
     reports = {
         name: evaluate(split.labels, scores[name], split.groups, threshold=threshold)
         for name, split in splits.items()
     }
     log_evaluation(log, splits, scores, reports, threshold, step=recipe.epochs)
     return FinalEvaluation(log.run_id, threshold, reports)
+
+
+def _threshold(val: Split, scores: np.ndarray) -> float | None:
+    """Fit the threshold; where validation has one class there is nothing to fit: 0.5."""
+    if len(val.classes) == 2 and len(np.unique(val.labels)) < 2:
+        logger.warning("validation has one class only: the threshold stays at 0.5")
+        return 0.5
+    return fit_threshold(val.labels, scores)
 
 
 def log_evaluation(
