@@ -36,7 +36,7 @@ CONNECTIONS = 2048
 def serve(
     target: str, *, host: str = "127.0.0.1", port: int = 5001, workers: int = 1, **limits: Any
 ) -> int:
-    """Serve until interrupted; return the server's exit status.
+    """Serve until stopped; return the exit status: 0 after SIGTERM, 130 after Ctrl-C.
 
     Parameters
     ----------
@@ -54,10 +54,21 @@ def serve(
     InputError
         No such model, a model with pickled data, a port in use, or a server that does not start.
     """
-    with running_server(target, host=host, port=port, workers=workers, **limits) as (process, url):
-        logger.info("serving at %s (POST %s/invocations); stop with Ctrl-C", url, url)
-        with _passed_on(process):
-            return process.wait()
+    try:
+        with (
+            _signals_raise(),
+            running_server(target, host=host, port=port, workers=workers, **limits) as (
+                process,
+                url,
+            ),
+        ):
+            logger.info("serving at %s (POST %s/invocations); stop with Ctrl-C", url, url)
+            process.wait()
+            raise InputError(
+                f"the server ended with status {process.returncode}; see its log above"
+            )
+    except _StopRequested as stop:
+        return 130 if stop.signal == signal.SIGINT else 0
 
 
 @contextmanager
@@ -189,11 +200,25 @@ def _free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
+class _StopRequested(BaseException):
+    """A signal asked the server to stop; not an `Exception`, so that nothing swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
 @contextmanager
-def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Hand SIGTERM and Ctrl-C to the server for the length of the block."""
+def _signals_raise() -> Iterator[None]:
+    """Turn the first SIGTERM or Ctrl-C of the block into `_StopRequested`, so that all is undone."""
     names = (signal.SIGTERM, signal.SIGINT)
-    before = {name: signal.signal(name, lambda *_: process.terminate()) for name in names}
+
+    def stop(number: int, _: object) -> None:
+        for name in names:
+            signal.signal(name, signal.SIG_IGN)
+        raise _StopRequested(number)
+
+    before = {name: signal.signal(name, stop) for name in names}
     try:
         yield
     finally:
