@@ -1,12 +1,15 @@
 """The inner loop: one masked fine-tune."""
 
 from fairtune.training.hardware import autocast, choose_device
-from fairtune.training.loop import DivergedError, Epoch, FineTuneResult, class_weights, fine_tune
+from fairtune.training.loop import DivergedError, Epoch, FineTuneResult, fine_tune
+from fairtune.training.optimization import class_weights
 from fairtune.training.predict import predict
 from fairtune.training.recipe import Augment, Recipe
 from fairtune.training.split import ImageSpec, Split
+from fairtune.training.strategies import STRATEGIES, Strategy, make_strategy
 
 __all__ = [
+    "STRATEGIES",
     "Augment",
     "DivergedError",
     "Epoch",
@@ -14,9 +17,11 @@ __all__ = [
     "ImageSpec",
     "Recipe",
     "Split",
+    "Strategy",
     "autocast",
     "choose_device",
     "class_weights",
     "fine_tune",
+    "make_strategy",
     "predict",
 ]

@@ -1,35 +1,34 @@
 """The inner loop: fine-tune a model under its mask, judged after every epoch.
 
 Read it from the top: `fine_tune` is the loop, the rest are its parts. What trains is decided before,
-by ``fairtune.peft.apply_mask``; the loop only follows ``requires_grad``.
+by ``fairtune.peft.apply_mask``; the loop only follows ``requires_grad``. How it trains is the
+strategy's: plain training, or one of ``fairtune.training.strategies``.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.optim._optim_factory import create_optimizer_v2
-from timm.scheduler.scheduler import Scheduler
-from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
-from fairtune.data.batches import Augmentation, train_batches
-from fairtune.errors import InputError
+from fairtune.data.batches import Augmentation, eval_batches, train_batches
 from fairtune.fairness import FairnessReport, evaluate
 from fairtune.peft import set_train_mode
 from fairtune.seeding import seed as named_seed
-from fairtune.training.hardware import autocast
+from fairtune.training.features import feature_tap
+from fairtune.training.groups import group_index
+from fairtune.training.optimization import class_weights, make_optimizer, make_schedule
 from fairtune.training.predict import predict
 from fairtune.training.recipe import Recipe
 from fairtune.training.split import ImageSpec, Split
-
-logger = logging.getLogger(__name__)
+from fairtune.training.step import Stepper
+from fairtune.training.strategies import Strategy, Tactic, Task, make_strategy
+from fairtune.training.tensors import holding, put
 
 
 class DivergedError(RuntimeError):
@@ -120,127 +119,139 @@ def fine_tune(
     InputError
         When the data does not fit the recipe.
     """
+    strategy = make_strategy(recipe.strategy, recipe.strategy_options)
     model.to(device)
     torch.manual_seed(named_seed(seed, "dropout"))
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    steps = -(-len(train) // recipe.batch_size)
-    optimizer = _optimizer(model, recipe)
-    schedule = _schedule(optimizer, recipe, steps)
-    loss_of = nn.CrossEntropyLoss(
-        weight=class_weights(train.labels, len(train.classes), recipe.class_weights, device),
-        label_smoothing=recipe.label_smoothing,
-    )
-    result = FineTuneResult(micro_batch_size=recipe.micro_batch_size or recipe.batch_size)
+    task = _task(model, train, val, spec, recipe, strategy, seed, device)
+    tactic = strategy.start(task)
+    optimizer = make_optimizer(model, recipe, tactic.auxiliary)
+    schedule = make_schedule(optimizer, recipe, task.steps)
+    groups = None if task.groups is None else torch.from_numpy(task.groups).to(device)
+    result = FineTuneResult()
     update = 0
-    for number in range(1, recipe.epochs + 1):
-        set_train_mode(model)
-        started, total, seen = time.perf_counter(), 0.0, 0
-        for x, y, _ in _epoch_batches(
-            train, spec, recipe, named_seed(seed, "epoch", number), device
-        ):
-            schedule.step_update(update)
-            total += _step(model, x, y, loss_of, optimizer, parameters, recipe, result) * len(y)
-            seen += len(y)
-            update += 1
-        seconds = time.perf_counter() - started
-        loss = total / seen
-        if not np.isfinite(loss):
-            raise DivergedError(
-                f"the training loss became {loss} in epoch {number}: lower the learning rate"
-            )
-        result.probabilities = predict(
+    kept: Mapping[str, torch.Tensor] | None = None
+    with feature_tap(model, strategy.uses_features) as tap:
+        step = Stepper(
             model,
-            val,
-            spec,
-            batch_size=recipe.eval_batch_size,
-            device=device,
+            tactic,
+            _criterion(train, recipe, tactic, device),
+            optimizer,
+            micro_batch_size=recipe.micro_batch_size or recipe.batch_size,
             precision=recipe.precision,
+            clip_gradient=recipe.clip_gradient,
+            tap=tap,
         )
-        epoch = Epoch(
-            number=number,
-            loss=loss,
-            learning_rate=max(group["lr"] for group in optimizer.param_groups),
-            seconds=seconds,
-            images_per_second=seen / seconds,
-            report=evaluate(val.labels, result.probabilities, val.groups),
-        )
-        result.epochs.append(epoch)
-        if not on_epoch(epoch):
-            result.stopped_at = number if number < recipe.epochs else None
-            break
+        for number in range(1, recipe.epochs + 1):
+            set_train_mode(model)
+            started, total, seen = time.perf_counter(), 0.0, 0
+            order = named_seed(seed, "epoch", number)
+            batches = _train_batches(train, spec, recipe, order, device, tactic.row_weights(number))
+            for x, y, rows in batches:
+                schedule.step_update(update)
+                total += step(x, y, None if groups is None else groups[rows]) * len(y)
+                seen += len(y)
+                update += 1
+            seconds = time.perf_counter() - started
+            loss = total / seen
+            if not np.isfinite(loss):
+                raise DivergedError(
+                    f"the training loss became {loss} in epoch {number}: lower the learning rate"
+                )
+            kept = tactic.kept(number)
+            with holding(model, kept):
+                result.probabilities = _predict(model, val, spec, recipe, device)
+            epoch = Epoch(
+                number=number,
+                loss=loss,
+                learning_rate=max(group["lr"] for group in optimizer.param_groups),
+                seconds=seconds,
+                images_per_second=seen / seconds,
+                report=evaluate(val.labels, result.probabilities, val.groups),
+            )
+            result.epochs.append(epoch)
+            result.micro_batch_size = step.micro_batch_size
+            if not on_epoch(epoch):
+                result.stopped_at = number if number < recipe.epochs else None
+                break
+    put(model, kept or {})
     return result
 
 
-def class_weights(
-    labels: NDArray[np.int64],
-    n_classes: int,
-    rule: str | tuple[float, ...],
-    device: torch.device | None = None,
-) -> torch.Tensor | None:
-    """Weight of each class in the loss, (C,) float32 with mean 1 over the training images.
+def _task(
+    model: nn.Module,
+    train: Split,
+    val: Split,
+    spec: ImageSpec,
+    recipe: Recipe,
+    strategy: Strategy,
+    seed: int,
+    device: torch.device,
+) -> Task:
+    """Tell the strategy what it takes part in: the groups only if it declares that it uses them."""
+    groups, names = group_index(train.groups) if strategy.uses_groups else (None, ())
 
-    ``balanced`` is scikit-learn's rule, n / (C · n_c).
+    def validation_loss() -> float:
+        scores = _predict(model, val, spec, recipe, device)
+        chosen = scores[np.arange(len(val)), val.labels]
+        return float(-np.log(np.clip(chosen, 1e-12, None)).mean())
 
-    Raises
-    ------
-    InputError
-        When weights are given for another number of classes, or a class has no training image.
-    """
-    if rule == "none":
-        return None
-    counts = np.bincount(labels, minlength=n_classes)
-    if rule == "balanced":
-        if (counts == 0).any():
-            missing = int(np.flatnonzero(counts == 0)[0])
-            raise InputError(
-                f"class {missing} has no training image: check the label rule and the split, "
-                "or set train.class_weights=none"
-            )
-        weights = len(labels) / (n_classes * counts)
-    else:
-        if len(rule) != n_classes:
-            raise InputError(f"train.class_weights has {len(rule)} values for {n_classes} classes")
-        weights = np.asarray(rule, dtype=float)
-        weights = weights * len(labels) / (weights * counts).sum()
-    return torch.tensor(weights, dtype=torch.float32, device=device)
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    try:
-        return create_optimizer_v2(
-            model,
-            opt=recipe.optimizer,
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            layer_decay=recipe.layer_decay,
-        )
-    except ValueError as error:
-        raise InputError(f"train.optimizer {recipe.optimizer!r}: {error}") from None
+    return Task(
+        model=model,
+        labels=train.labels,
+        n_classes=len(train.classes),
+        groups=groups,
+        n_groups=len(names),
+        epochs=recipe.epochs,
+        steps=-(-len(train) // recipe.batch_size),
+        learning_rate=recipe.learning_rate,
+        seed=named_seed(seed, "strategy"),
+        device=device,
+        validation_loss=validation_loss,
+        draw=lambda order: _train_batches(train, spec, recipe, order, device, None),
+        views=lambda: eval_batches(
+            train.images,
+            train.rows,
+            batch_size=recipe.eval_batch_size,
+            size=spec.size,
+            mean=spec.mean,
+            std=spec.std,
+            device=device,
+        ),
+    )
 
 
-def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Scheduler:
-    # timm counts warm-up in epochs; told that an epoch is one step, it counts in steps.
-    try:
-        schedule, _ = create_scheduler_v2(
-            optimizer,
-            sched=recipe.schedule,
-            num_epochs=recipe.epochs * steps,
-            warmup_epochs=round(recipe.warmup * recipe.epochs * steps),
-            warmup_lr=recipe.learning_rate * 1e-2,
-            min_lr=recipe.learning_rate * 1e-2,
-            step_on_epochs=False,
-            updates_per_epoch=1,
-        )
-    except ValueError as error:
-        raise InputError(f"train.schedule {recipe.schedule!r}: {error} Try cosine") from None
-    assert isinstance(schedule, Scheduler)
-    return schedule
+def _criterion(
+    train: Split, recipe: Recipe, tactic: Tactic, device: torch.device
+) -> nn.CrossEntropyLoss:
+    weight = class_weights(
+        train.labels, len(train.classes), recipe.class_weights, device, tactic.importance()
+    )
+    return nn.CrossEntropyLoss(weight=weight, label_smoothing=recipe.label_smoothing)
 
 
-def _epoch_batches(
-    train: Split, spec: ImageSpec, recipe: Recipe, seed: int, device: torch.device
+def _predict(
+    model: nn.Module, split: Split, spec: ImageSpec, recipe: Recipe, device: torch.device
+) -> NDArray[np.float64]:
+    return predict(
+        model,
+        split,
+        spec,
+        batch_size=recipe.eval_batch_size,
+        device=device,
+        precision=recipe.precision,
+    )
+
+
+def _train_batches(
+    train: Split,
+    spec: ImageSpec,
+    recipe: Recipe,
+    order: int,
+    device: torch.device,
+    weights: NDArray[np.float64] | None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, NDArray[np.int64]]]:
-    return train_batches(
+    """Yield x, y and the position of each row in the split, of one epoch."""
+    batches = train_batches(
         train.images,
         train.rows,
         train.labels,
@@ -254,74 +265,9 @@ def _epoch_batches(
             crop_ratio=recipe.augment.crop_ratio,
             horizontal_flip=recipe.augment.horizontal_flip,
         ),
-        seed=seed,
+        seed=order,
+        weights=weights,
     )
-
-
-def _step(
-    model: nn.Module,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    loss_of: nn.CrossEntropyLoss,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[nn.Parameter],
-    recipe: Recipe,
-    result: FineTuneResult,
-) -> float:
-    """Take one optimiser step on a batch, in micro-batches; halve them when memory runs out."""
-    while True:
-        try:
-            loss = _gradients(model, x, y, loss_of, result.micro_batch_size, recipe.precision)
-            break
-        except RuntimeError as error:
-            if not _is_out_of_memory(error) or result.micro_batch_size <= 2:
-                raise
-            result.micro_batch_size = -(-min(result.micro_batch_size, len(y)) // 2)
-            logger.warning(
-                "out of memory: going on with %d images at once", result.micro_batch_size
-            )
-            if x.is_cuda:
-                torch.cuda.empty_cache()
-        optimizer.zero_grad(set_to_none=True)
-    if recipe.clip_gradient is not None:
-        nn.utils.clip_grad_norm_(parameters, recipe.clip_gradient)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss
-
-
-def _gradients(
-    model: nn.Module,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    loss_of: nn.CrossEntropyLoss,
-    micro_batch_size: int,
-    precision: str,
-) -> float:
-    """Add up the gradients of the batch's mean loss; returns that loss."""
-    total = 0.0
-    whole = _weight(loss_of, y)
-    for part, target in zip(
-        torch.split(x, micro_batch_size), torch.split(y, micro_batch_size), strict=True
-    ):
-        with autocast(x.device, precision):
-            logits = model(part)
-        # The mean over the batch is weighted by class: a part's share is its weight, not its size.
-        share = 1.0 if len(target) == len(y) else _weight(loss_of, target) / whole
-        loss = loss_of(logits.float(), target) * share
-        loss.backward()
-        total += float(loss.detach())
-    return total
-
-
-def _weight(loss_of: nn.CrossEntropyLoss, y: torch.Tensor) -> float:
-    return float(len(y)) if loss_of.weight is None else float(loss_of.weight[y].sum())
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "not enough memory" in text
-        or "can't allocate memory" in text
-    )
+    position = np.zeros(len(train.images), dtype=np.int64)
+    position[train.rows] = np.arange(len(train))
+    return ((x, y, position[rows]) for x, y, rows in batches)

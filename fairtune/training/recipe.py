@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fairtune.training.strategies import make_strategy
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -75,3 +77,14 @@ class Recipe(BaseModel):
     micro_batch_size: int | None = Field(
         None, ge=1, description="Images in memory at once; gradients add up to `batch_size`."
     )
+    strategy: str = Field(
+        "erm",
+        description="How to train what the mask lets train; `erm` is plain training. "
+        "docs/strategies.md lists the others.",
+    )
+    strategy_options: dict[str, Any] = Field({}, description="The strategy's own options.")
+
+    @model_validator(mode="after")
+    def _strategy_is_known(self) -> Recipe:
+        make_strategy(self.strategy, self.strategy_options)
+        return self

@@ -1,0 +1,164 @@
+"""One optimiser step on a batch, in as many micro-batches as memory asks for."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from fairtune.training.features import FeatureTap
+from fairtune.training.hardware import autocast
+from fairtune.training.strategies.base import Batch, Tactic
+from fairtune.training.tensors import still_statistics
+
+logger = logging.getLogger(__name__)
+
+
+class Stepper:
+    """Takes optimiser steps on a model as a tactic says.
+
+    Parameters
+    ----------
+    micro_batch_size
+        Images in memory at once; halved whenever memory runs out.
+    clip_gradient
+        Largest norm of the model's gradient, or None.
+    tap
+        The features, for a tactic that uses them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tactic: Tactic,
+        criterion: nn.CrossEntropyLoss,
+        optimizer: torch.optim.Optimizer,
+        *,
+        micro_batch_size: int,
+        precision: str,
+        clip_gradient: float | None,
+        tap: FeatureTap | None,
+    ) -> None:
+        self.model, self.tactic, self.criterion = model, tactic, criterion
+        self.optimizer, self.tap = optimizer, tap
+        self.micro_batch_size, self.precision = micro_batch_size, precision
+        self.clip_gradient = clip_gradient
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        # The recipe's loss is a mean over rows, which parts of a batch add up to. Of any other
+        # loss nothing is known, so it sees the batch as a whole.
+        self._adds_up = type(tactic).loss is Tactic.loss
+
+    def __call__(self, x: Tensor, y: Tensor, groups: Tensor | None) -> float:
+        """Take one step; returns the loss of the batch before it."""
+        self.tactic.before_step(self.optimizer)
+        loss = self.tactic.gradients(lambda: self._fitting(x, y, groups), self.parameters)
+        if self.clip_gradient is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_gradient)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.tactic.after_step()
+        return loss
+
+    def _fitting(self, x: Tensor, y: Tensor, groups: Tensor | None) -> float:
+        """Add the batch's gradients; halve the micro-batches when memory runs out."""
+        while True:
+            try:
+                if self._adds_up:
+                    return self._summed(x, y)
+                if len(y) <= self.micro_batch_size:
+                    return self._whole(x, y, groups)
+                return self._cached(x, y, groups)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error) or self.micro_batch_size <= 2:
+                    raise
+                self.micro_batch_size = -(-min(self.micro_batch_size, len(y)) // 2)
+                logger.warning(
+                    "out of memory: going on with %d images at once", self.micro_batch_size
+                )
+                if x.is_cuda:
+                    torch.cuda.empty_cache()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        with autocast(x.device, self.precision):
+            logits = self.model(x)
+        return logits.float(), self.tap.take() if self.tap is not None else None
+
+    def _summed(self, x: Tensor, y: Tensor) -> float:
+        """Add up the gradients of the recipe's mean loss, part by part."""
+        total = 0.0
+        whole = self._weight(y)
+        size = self.micro_batch_size
+        for part, target in zip(torch.split(x, size), torch.split(y, size), strict=True):
+            logits, _ = self._forward(part)
+            # The mean over the batch is weighted by class: a part's share is its weight, not its
+            # size.
+            share = 1.0 if len(target) == len(y) else self._weight(target) / whole
+            loss = self.tactic.loss(Batch(logits, target), self.criterion) * share
+            torch.autograd.backward(loss)
+            total += float(loss.detach())
+        return total
+
+    def _weight(self, y: Tensor) -> float:
+        weight = self.criterion.weight
+        return float(len(y)) if weight is None else float(weight[y].sum())
+
+    def _whole(self, x: Tensor, y: Tensor, groups: Tensor | None) -> float:
+        logits, features = self._forward(x)
+        loss = self.tactic.loss(Batch(logits, y, groups, features), self.criterion)
+        torch.autograd.backward(loss)
+        return float(loss.detach())
+
+    def _cached(self, x: Tensor, y: Tensor, groups: Tensor | None) -> float:
+        """Compute the gradients of a loss that needs the whole batch, in micro-batches.
+
+        Gradient caching (Gao et al. 2021, arXiv:2101.06983): a pass without gradients gives all
+        outputs, the loss gives the gradients at the outputs, and a second pass, with the same
+        random draws, carries them into the model part by part.
+        """
+        parts = torch.split(x, self.micro_batch_size)
+        states, outputs = [], []
+        with torch.no_grad(), still_statistics(self.model):
+            for part in parts:
+                states.append(_random_state(x.device))
+                outputs.append(self._forward(part))
+        logits = torch.cat([logits for logits, _ in outputs]).requires_grad_()
+        features = None
+        if self.tap is not None:
+            features = torch.cat([f for _, f in outputs if f is not None]).requires_grad_()
+        loss = self.tactic.loss(Batch(logits, y, groups, features), self.criterion)
+        torch.autograd.backward(loss)
+        at = [(tensor, tensor.grad) for tensor in (logits, features) if tensor is not None]
+        for i, (part, state) in enumerate(zip(parts, states, strict=True)):
+            _set_random_state(x.device, state)
+            again = self._forward(part)
+            rows = slice(i * self.micro_batch_size, (i + 1) * self.micro_batch_size)
+            pairs = [
+                (output, gradient[rows])
+                for output, (_, gradient) in zip(again, at, strict=False)
+                if output is not None and output.requires_grad and gradient is not None
+            ]
+            if pairs:
+                torch.autograd.backward([p[0] for p in pairs], [p[1] for p in pairs])
+        return float(loss.detach())
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "not enough memory" in text
+        or "can't allocate memory" in text
+    )

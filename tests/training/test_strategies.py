@@ -1,0 +1,262 @@
+"""The contract that every strategy keeps, whatever the mask and the architecture."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from fairtune.errors import InputError
+from fairtune.peft import delta_state
+from fairtune.training import (
+    STRATEGIES,
+    Augment,
+    FineTuneResult,
+    ImageSpec,
+    Recipe,
+    Split,
+    fine_tune,
+    make_strategy,
+)
+from tests.training.conftest import SIZE, make_split
+from tests.training.test_loop import CONV, CPU, VIT, model_of
+
+MASKS = ["linear_readout", "tune_layernorm", "fullft"]
+NAMES = sorted(STRATEGIES)
+BLIND = [name for name in NAMES if not STRATEGIES[name].uses_groups]
+SEEING = [name for name in NAMES if STRATEGIES[name].uses_groups]
+# Options under which a short run on the toy task does what a long one does on a real task.
+OPTIONS: dict[str, dict] = {}
+
+
+@pytest.fixture(scope="module")
+def small_train() -> Split:
+    return make_split("train", 48, 0)
+
+
+@pytest.fixture(scope="module")
+def small_val() -> Split:
+    return make_split("val", 24, 1)
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return Recipe(
+        epochs=1,
+        batch_size=16,
+        learning_rate=3e-3,
+        augment=Augment(crop_scale=(0.5, 1.0)),
+        precision="fp32",
+    )
+
+
+def with_strategy(recipe: Recipe, name: str, **changes: object) -> Recipe:
+    options = OPTIONS.get(name, {}) | changes.pop("options", {})
+    values = recipe.model_dump() | {"strategy": name, "strategy_options": options} | changes
+    return Recipe.model_validate(values)
+
+
+def run(
+    model: nn.Module, train: Split, val: Split, recipe: Recipe, seed: int = 0
+) -> FineTuneResult:
+    spec = ImageSpec(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return fine_tune(model, train, val, spec, recipe, seed=seed, device=CPU)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("architecture", [VIT, CONV], ids=["vit", "efficientnet"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_only_what_the_mask_lets_train_changes(
+    name: str,
+    architecture: tuple[str, dict],
+    mask: str,
+    small_train: Split,
+    small_val: Split,
+    recipe: Recipe,
+) -> None:
+    model = model_of(*architecture, mask)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    names = [key for key, _ in model.named_parameters()]
+    flags = [p.requires_grad for p in model.parameters()]
+    trains = set(delta_state(model))
+    result = run(model, small_train, small_val, with_strategy(recipe, name, weight_decay=0.5))
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert [key for key, _ in model.named_parameters()] == names
+    assert [p.requires_grad for p in model.parameters()] == flags
+    moved = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert moved, "nothing trained"
+    assert moved <= trains, f"frozen and moved: {sorted(moved - trains)[:3]}"
+    assert np.isfinite(result.probabilities).all()
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_loss_falls_and_the_model_learns(
+    name: str, train: Split, val: Split, recipe: Recipe
+) -> None:
+    result = run(model_of(), train, val, with_strategy(recipe, name, epochs=6))
+    assert result.epochs[-1].loss < result.epochs[0].loss
+    assert result.report.headline["auroc"] > 0.75
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_gives_the_same_bits(
+    name: str, small_train: Split, small_val: Split, recipe: Recipe
+) -> None:
+    runs = []
+    for seed in (3, 3, 4):
+        model = model_of()
+        torch.manual_seed(np.random.randint(1000))  # noise from outside must not matter
+        result = run(model, small_train, small_val, with_strategy(recipe, name, epochs=2), seed)
+        runs.append((result.probabilities, {k: v.clone() for k, v in model.state_dict().items()}))
+    assert np.array_equal(runs[0][0], runs[1][0])
+    assert same(runs[0][1], runs[1][1])
+    assert not np.array_equal(runs[0][0], runs[2][0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_groups_change_a_strategy_only_if_it_declares_them(
+    name: str, small_train: Split, small_val: Split, recipe: Recipe
+) -> None:
+    rng = np.random.default_rng(7)
+    wrong = pd.DataFrame({"site": rng.permutation(small_train.groups["site"].to_numpy())})
+    states = []
+    for groups in (small_train.groups, wrong):
+        model = model_of()
+        split = dataclasses.replace(small_train, groups=groups)
+        run(model, split, small_val, with_strategy(recipe, name, epochs=2))
+        states.append(model.state_dict())
+    assert same(*states) == (name in BLIND)
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_a_blind_strategy_trains_where_groups_are_missing(
+    name: str, small_train: Split, small_val: Split, recipe: Recipe
+) -> None:
+    nothing = pd.DataFrame({"site": [None] * len(small_train)})
+    split = dataclasses.replace(small_train, groups=nothing)
+    run(model_of(), split, small_val, with_strategy(recipe, name))
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_a_seeing_strategy_names_the_row_without_a_group(
+    name: str, small_train: Split, small_val: Split, recipe: Recipe
+) -> None:
+    sites = small_train.groups["site"].astype(object).to_numpy().copy()
+    sites[5] = None
+    split = dataclasses.replace(small_train, groups=pd.DataFrame({"site": sites}))
+    with pytest.raises(InputError, match=r"'site' has no value in 1 of 48 rows .*row 5"):
+        run(model_of(), split, small_val, with_strategy(recipe, name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_three_classes_and_several_attributes(
+    name: str, small_train: Split, small_val: Split, recipe: Recipe
+) -> None:
+    from fairtune.peft import apply_mask, build_model, get_space
+
+    rng = np.random.default_rng(0)
+
+    def widened(split: Split) -> Split:
+        groups = split.groups.assign(age=rng.permutation(np.arange(len(split)) % 3))
+        labels = rng.permutation(np.arange(len(split)) % 3)
+        return dataclasses.replace(split, labels=labels, groups=groups, classes=("a", "b", "c"))
+
+    model = build_model(VIT[0], num_classes=3, options=VIT[1], seed=0)
+    apply_mask(model, get_space("tune_layernorm").mask(model, ()))
+    result = run(model, widened(small_train), widened(small_val), with_strategy(recipe, name))
+    assert result.probabilities.shape == (24, 3)
+    assert np.isfinite(result.probabilities).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_micro_batches_give_the_gradients_of_the_whole_batch(
+    name: str, small_train: Split, small_val: Split, recipe: Recipe
+) -> None:
+    states = []
+    for micro in (None, 6):
+        model = model_of()
+        changed = with_strategy(recipe, name, micro_batch_size=micro, optimizer="sgd")
+        run(model, small_train, small_val, changed)
+        states.append(model.state_dict())
+    for key, value in states[0].items():
+        assert torch.allclose(value, states[1][key], atol=1e-4), key
+
+
+def test_plain_training_is_the_plainest_loop(
+    small_train: Split, small_val: Split, recipe: Recipe
+) -> None:
+    """Bit for bit: what `erm` does is what twelve lines of PyTorch do."""
+    from timm.optim import create_optimizer_v2
+
+    from fairtune.data.batches import Augmentation, train_batches
+    from fairtune.seeding import seed as named_seed
+    from fairtune.training import class_weights
+    from fairtune.training.optimization import make_schedule
+
+    recipe = with_strategy(recipe, "erm")
+    ours, theirs = model_of(), model_of()
+    run(ours, small_train, small_val, recipe, seed=5)
+
+    optimizer = create_optimizer_v2(theirs, opt="adamw", lr=3e-3, weight_decay=0.01)
+    loss_of = nn.CrossEntropyLoss(class_weights(small_train.labels, 2, "balanced"))
+    schedule = make_schedule(optimizer, recipe, 3)
+    theirs.train()
+    batches = train_batches(
+        small_train.images,
+        small_train.rows,
+        small_train.labels,
+        batch_size=16,
+        size=SIZE,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        device=CPU,
+        augmentation=Augmentation(crop_scale=(0.5, 1.0)),
+        seed=named_seed(5, "epoch", 1),
+    )
+    for update, (x, y, _) in enumerate(batches):
+        schedule.step_update(update)
+        loss_of(theirs(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert same(ours.state_dict(), theirs.state_dict())
+
+
+def test_a_strategy_is_made_by_name_and_options() -> None:
+    assert make_strategy("group_dro", {"step_size": 0.5}).step_size == 0.5
+    with pytest.raises(InputError, match=r"unknown strategy 'group_dor'; did you mean 'group_dro'"):
+        make_strategy("group_dor")
+    with pytest.raises(
+        InputError,
+        match=r"'stepsize'; did you mean 'step_size'\? \(known: adjustment, cells, step",
+    ):
+        make_strategy("group_dro", {"stepsize": 1})
+    with pytest.raises(InputError, match="strategy 'erm' has no options, but 'rho' is given"):
+        make_strategy("erm", {"rho": 1})
+    with pytest.raises(InputError, match=r"'group_dro': step_size: .*greater than 0, not -1"):
+        make_strategy("group_dro", {"step_size": -1})
+
+
+def test_a_recipe_refuses_what_no_strategy_knows() -> None:
+    with pytest.raises(ValueError, match="unknown option of strategy 'group_dro': 'rho'"):
+        Recipe(strategy="group_dro", strategy_options={"rho": 1})
+    with pytest.raises(ValueError, match="unknown strategy 'nothing'"):
+        Recipe(strategy="nothing")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_strategy_is_described(name: str) -> None:
+    kind = STRATEGIES[name]
+    assert "References\n" in kind.__doc__
+    assert make_strategy(name).model_config["frozen"]
+    for option, field in kind.model_fields.items():
+        assert field.description, f"{name}.{option}"
