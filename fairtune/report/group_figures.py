@@ -157,7 +157,7 @@ def rates(frame: object, attribute: str, split: str) -> Drawing:
         for bar, value in zip(panel.patches, by_group[metric], strict=True):
             bar.set(edgecolor=SERIES[0], linewidth=1)
             text = "not defined" if math.isnan(value) else f"{value:.3f}"
-            y = bar.get_y() + bar.get_height() / 2
+            y = bar.get_y() + bar.get_height() / 2  # type: ignore[attr-defined]
             panel.text(
                 0 if math.isnan(value) else value, y, f" {text}", va="center", color=INK, fontsize=9
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
@@ -11,6 +12,7 @@ from fairtune.report.mask import OUTSIDE, Cell, ModelPicture
 from fairtune.report.style import FAINT, FILL, INK, SERIES, Drawing, new_figure, short
 
 ROW, TOP = 0.3, 1.0
+TRAINED, PARTLY, FROZEN = "✓", "◐", "✗"
 
 
 def mask_drawing(model: ModelPicture) -> Drawing | None:
@@ -29,23 +31,24 @@ def mask_drawing(model: ModelPicture) -> Drawing | None:
         squeeze=False,
         gridspec_kw={"height_ratios": [len(rows) or 1, len(outside)][: len(heights)]},
     )
-    _panel(grid[0, 0], [[model.cells.get((row, c)) for c in columns] for row in rows], model.exact)
+    total = model.total if model.exact else math.nan
+    _panel(grid[0, 0], [[model.cells.get((row, c)) for c in columns] for row in rows], total)
     _names(grid[0, 0], rows, columns)
     if outside:
-        _panel(grid[1, 0], [[model.cells[OUTSIDE, c]] for c in outside], model.exact)
+        _panel(grid[1, 0], [[model.cells[OUTSIDE, c]] for c in outside], total)
         _names(grid[1, 0], outside, [OUTSIDE])
     figure.legend(
         handles=[
-            Patch(facecolor=FILL, edgecolor=SERIES[0], label="trained"),
-            Patch(facecolor=FILL, edgecolor=SERIES[0], hatch="///", label="in part"),
-            Patch(facecolor="none", edgecolor=FAINT, label="frozen"),
+            Patch(facecolor=FILL, edgecolor=SERIES[0], label=f"{TRAINED} trained"),
+            Patch(facecolor=FILL, edgecolor=SERIES[0], hatch="///", label=f"{PARTLY} in part"),
+            Patch(facecolor="none", edgecolor=FAINT, label=f"{FROZEN} frozen"),
         ],
         loc="outside upper left",
         ncols=3,
         frameon=False,
     )
     shares = (
-        "A cell's number is its share of all parameters."
+        "A piece's number is its share of all parameters."
         if model.exact
         else "The sizes of the frozen pieces are not known to this run, so the mask's bits are shown."
     )
@@ -58,8 +61,7 @@ def mask_drawing(model: ModelPicture) -> Drawing | None:
     )
 
 
-def _panel(axes: Axes, cells: list[list[Cell | None]], exact: bool) -> None:
-    total = sum(c.total for row in cells for c in row if c is not None) if exact else math.nan
+def _panel(axes: Axes, cells: Sequence[Sequence[Cell | None]], total: float) -> None:
     for y, row in enumerate(cells):
         for x, cell in enumerate(row):
             if cell is None:
@@ -82,9 +84,14 @@ def _panel(axes: Axes, cells: list[list[Cell | None]], exact: bool) -> None:
 
 def _text(cell: Cell, total: float) -> str:
     if cell.bit is not None:
-        return "frozen" if cell.bit == 0 else "trained" if cell.bit == 1 else f"rank {cell.bit}"
-    word = "trained" if cell.share == 1 else "frozen" if cell.share == 0 else f"{cell.share:.0%}"
-    return f"{word} · {cell.total:,}" if total else word
+        return f"{FROZEN} frozen" if cell.bit == 0 else f"{TRAINED} {_rank(cell.bit)}"
+    sign = TRAINED if cell.share == 1 else FROZEN if cell.share == 0 else PARTLY
+    share = cell.total / total if total else 0.0
+    return f"{sign} {share:.1%}" if share >= 0.001 else f"{sign} <0.1%"
+
+
+def _rank(bit: int) -> str:
+    return "trained" if bit == 1 else f"rank {bit}"
 
 
 def _names(axes: Axes, rows: list[str], columns: list[str]) -> None:

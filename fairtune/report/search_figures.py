@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from mlflow.entities import Run
 
 from fairtune.fairness import Objective
 from fairtune.report.story import Story
@@ -159,15 +160,17 @@ def pareto(trials: Trials, story: Story) -> Drawing:
     )
 
 
-def _final(axes: Axes, name: str, runs: list[object], index: int, *, winner: bool) -> None:
+def _final(axes: Axes, name: str, runs: Sequence[Run], index: int, *, winner: bool) -> None:
     pairs = [
-        (run.data.metrics.get("val/auroc"), run.data.metrics.get("val/worst_group_auroc"))  # type: ignore[attr-defined]
+        (run.data.metrics.get("val/auroc"), run.data.metrics.get("val/worst_group_auroc"))
         for run in runs
     ]
     known = np.array([pair for pair in pairs if None not in pair], dtype=float)
     if known.size:
+        x, y = known.mean(axis=0)
         axes.scatter(
-            *known.mean(axis=0)[:, None],
+            [x],
+            [y],
             marker=MARKERS[(index + 1) % len(MARKERS)],
             s=95,
             color=SERIES[(index + 2) % len(SERIES)],
@@ -238,7 +241,7 @@ def parallel(trials: Trials, objective: Objective) -> Drawing:
         axes.axvline(place, color=FAINT, linewidth=0.8)
         for height, value in ((0, low), (1, high)):
             axes.annotate(
-                _end(name, value),
+                _end(str(name), value),
                 (place, height),
                 (0, 8 if height else -14),
                 textcoords="offset points",

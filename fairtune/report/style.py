@@ -46,7 +46,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++")
 MAX_NAME = 28
 
-RC = {
+RC: Any = {
     "axes.edgecolor": FAINT,
     "axes.facecolor": "none",
     "axes.grid": True,
@@ -69,6 +69,7 @@ RC = {
     "lines.linewidth": 1.8,
     "path.simplify": True,
     "svg.fonttype": "none",
+    "svg.hashsalt": "fairtune",  # the same run gives the same file
     "text.color": INK,
     "text.parse_math": False,  # a `$` in a group's name is a letter
     "xtick.color": FAINT,
@@ -125,9 +126,12 @@ def line_style(index: int) -> dict[str, Any]:
 
 def legend_below(axes: Axes, **options: Any) -> None:
     """Put a legend under the axes, where it hides nothing."""
-    axes.legend(
-        loc="upper left", bbox_to_anchor=(0, -0.2), borderaxespad=0, frameon=False, **options
+    figure = axes.figure
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower left", frameon=False, **options
     )
+    if (own := axes.get_legend()) is not None:
+        own.remove()
 
 
 def save(drawing: Drawing, folder: Path) -> list[Path]:
@@ -167,7 +171,7 @@ def inline_svg(drawing: Drawing) -> str:
 
 
 def _metadata(path: Path) -> dict[str, None]:
-    """Leave out the date, so that the same run gives the same file."""
+    """Leave out the date."""
     return {"Date": None} if path.suffix == ".svg" else {}
 
 
