@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import tempfile
+import threading
+import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
+import mlflow
 import numpy as np
-from hyperopt import Trials, fmin
+from hyperopt import JOB_STATE_ERROR, Trials, fmin
 from hyperopt.exceptions import AllTrialsFailed
 
-from fairtune.errors import InputError
+import fairtune
+from fairtune.errors import FairtuneError, InputError
+from fairtune.interrupt import InterruptedSearchError, StopRequest
 from fairtune.search.proposer import Proposer
-from fairtune.search.runner import TrialRunner
+from fairtune.search.runner import ERROR, KEY, TrialRunner
 from fairtune.search.settings import SearchSettings
+from fairtune.search.worker import STOP
+from fairtune.tracking.runs import RunLog, one_line
+
+logger = logging.getLogger(__name__)
 
 A = TypeVar("A")
 B = TypeVar("B")
+CACHE = "FAIRTUNE_CACHE"
+LOCAL_STORES = ("sqlite:", "file:", "/", ".")
+
+
+class LostWorkersError(FairtuneError):
+    """Work was lost more often than it is repeated."""
+
+    exit_code = 1
 
 
 class Executor(ABC):
@@ -30,8 +50,13 @@ class Executor(ABC):
         """Return an empty set of trials of the kind that `minimize` fills."""
 
     @abstractmethod
-    def map(self, function: Callable[[A], B], items: Sequence[A]) -> list[B]:
-        """Apply a picklable function to each item, in order of the items."""
+    def map(
+        self, function: Callable[[A], B], items: Sequence[A], log: RunLog, stop: StopRequest
+    ) -> list[B]:
+        """Apply a picklable function to each item, in order of the items.
+
+        `log` is the parent run, through which workers elsewhere hear of a request to stop.
+        """
 
     def minimize(self, runner: TrialRunner, proposer: Proposer, trials: Trials) -> None:
         """Run what the proposer proposes until it proposes no more; fills `trials`."""
@@ -58,7 +83,9 @@ class SerialExecutor(Executor):
         """See `Executor.trials`."""
         return Trials()
 
-    def map(self, function: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    def map(
+        self, function: Callable[[A], B], items: Sequence[A], log: RunLog, stop: StopRequest
+    ) -> list[B]:
         """See `Executor.map`."""
         return [function(item) for item in items]
 
@@ -66,13 +93,13 @@ class SerialExecutor(Executor):
 class SparkExecutor(Executor):
     """Several trials at once, on `local[n]` or on a cluster.
 
-    A trial is a Spark task. A lost worker's task is run once more by Spark; the runner then goes on
-    in the same nested run.
+    A trial is a Spark task. Spark runs the task of a lost worker once more, and the runner then
+    begins the same nested run anew.
     """
 
-    def __init__(self, master: str | None, parallelism: int) -> None:
+    def __init__(self, master: str | None, parallelism: int, *, gpu: bool) -> None:
         self.parallelism = parallelism
-        self.session = spark_session(master, parallelism)
+        self.session = spark_session(master, parallelism, gpu=gpu)
 
     def trials(self) -> Trials:
         """See `Executor.trials`."""
@@ -80,17 +107,81 @@ class SparkExecutor(Executor):
 
         return SparkTrials(parallelism=self.parallelism, spark_session=self.session)
 
-    def map(self, function: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    def minimize(self, runner: TrialRunner, proposer: Proposer, trials: Trials) -> None:
+        """See `Executor.minimize`."""
+        with _stop_reaches_workers(runner.parent, runner.stop):
+            super().minimize(runner, proposer, trials)
+        if not runner.stop.requested:
+            _close_lost(runner, trials)
+
+    def map(
+        self, function: Callable[[A], B], items: Sequence[A], log: RunLog, stop: StopRequest
+    ) -> list[B]:
         """See `Executor.map`."""
         if not items:
             return []
         context = self.session.sparkContext
-        result: list[B] = context.parallelize(items, len(items)).map(function).collect()
+        with _stop_reaches_workers(log, stop):
+            try:
+                result: list[B] = context.parallelize(items, len(items)).map(function).collect()
+            except Exception as error:
+                if stop.requested:
+                    raise InterruptedSearchError("stopped by Ctrl-C") from None
+                raise LostWorkersError(
+                    f"a final run failed twice with its worker: {one_line(error)}; go on with "
+                    f"--resume {log.run_id}"
+                ) from error
         return result
 
 
-def spark_session(master: str | None, parallelism: int) -> Any:
-    """Start or join a Spark session; raises `InputError` when it cannot be had."""
+def _close_lost(runner: TrialRunner, trials: Trials) -> None:
+    """Close as failed the runs of trials that were lost with their worker, twice."""
+    lost = {
+        runner.space.point_of_vals(doc["misc"]["vals"]).key: doc["misc"]["error"]
+        for doc in trials._dynamic_trials
+        if doc["state"] == JOB_STATE_ERROR
+    }
+    for key, (kind, trace) in lost.items():
+        last = (trace or "").strip().splitlines()[-1:] or [f"its worker was lost twice ({kind})"]
+        for run in runner.parent.children(
+            f"tags.`{KEY}` = '{key}' and attributes.status = 'RUNNING'"
+        ):
+            log = runner.parent.sibling(run.info.run_id)
+            log.log(tags={ERROR: last[0]})
+            log.end("FAILED")
+
+
+@contextmanager
+def _stop_reaches_workers(log: RunLog, stop: StopRequest) -> Iterator[None]:
+    """Pass a request to stop on to workers, as a tag of the parent run that they ask for."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            if stop.requested:
+                log.log(tags={STOP: "true"})
+                return
+
+    log.log(tags={STOP: "false"})  # an earlier request, before a resume, is over
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def spark_session(master: str | None, parallelism: int, *, gpu: bool = False) -> Any:
+    """Start or join a Spark session.
+
+    On a cluster the package travels to the workers; libraries, data and base weights must be there.
+
+    Raises
+    ------
+    InputError
+        No pyspark, no such master, or a tracking store that workers elsewhere cannot reach.
+    """
     try:
         from pyspark.sql import SparkSession
     except ImportError:
@@ -98,23 +189,61 @@ def spark_session(master: str | None, parallelism: int) -> Any:
             "search.executor=spark needs pyspark: pip install 'fairtune[spark]'"
         ) from None
     master = master or os.environ.get("SPARK_MASTER_URL") or f"local[{parallelism},2]"
+    local = master.startswith("local")
+    if not local and mlflow.get_tracking_uri().startswith(LOCAL_STORES):
+        raise InputError(
+            f"workers of {master} cannot write to the tracking store {mlflow.get_tracking_uri()}: "
+            "start `mlflow server` and set MLFLOW_TRACKING_URI"
+        )
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    builder = (
-        SparkSession.builder.appName("fairtune")
-        .master(master)
-        .config("spark.task.maxFailures", "2")
-        .config("spark.ui.showConsoleProgress", "false")
-        .config("spark.driver.bindAddress", os.environ.get("SPARK_LOCAL_IP", "127.0.0.1"))
-    )
+    builder = SparkSession.builder.appName("fairtune").master(master)
+    for key, value in _settings(local, gpu).items():
+        builder = builder.config(key, value)
     try:
-        return builder.getOrCreate()
+        session = builder.getOrCreate()
+        if not local:
+            _ship_package(session)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"Spark master {master} cannot be used: {reason}") from None
+    session.sparkContext.setLogLevel("ERROR")
+    return session
 
 
-def make_executor(settings: SearchSettings) -> Executor:
-    """Return the executor that the settings name."""
+def _settings(local: bool, gpu: bool) -> dict[str, str]:
+    host = os.environ.get("SPARK_LOCAL_IP", "127.0.0.1")
+    settings = {
+        "spark.task.maxFailures": "2",  # a lost trial is repeated once
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.driver.bindAddress": host,
+    }
+    if not local:
+        # One trial may crash its worker; the others' workers are not to blame.
+        settings["spark.excludeOnFailure.enabled"] = "false"
+        if "SPARK_LOCAL_IP" in os.environ:
+            settings["spark.driver.host"] = host
+        if gpu:
+            settings["spark.executor.resource.gpu.amount"] = "1"
+            settings["spark.task.resource.gpu.amount"] = "1"
+    if CACHE in os.environ:
+        settings[f"spark.executorEnv.{CACHE}"] = os.environ[CACHE]
+    return settings
+
+
+def _ship_package(session: Any) -> None:
+    """Send this very code to the workers, so that driver and workers cannot differ."""
+    root = Path(fairtune.__file__).parent
+    archive = Path(tempfile.mkdtemp(prefix="fairtune-")) / "fairtune.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as package:
+        for path in sorted(root.rglob("*.py")):
+            package.write(path, Path("fairtune") / path.relative_to(root))
+    session.sparkContext.addPyFile(str(archive))
+
+
+def make_executor(settings: SearchSettings, *, device: str = "cpu") -> Executor:
+    """Return the executor that the settings name; `device` is where trials compute."""
     if settings.executor == "spark":
-        return SparkExecutor(settings.spark_master, settings.parallelism)
+        gpu = device.startswith("cuda")
+        return SparkExecutor(settings.spark_master, settings.parallelism, gpu=gpu)
     return SerialExecutor()

@@ -22,9 +22,10 @@ from fairtune.search.runner import ERROR
 from fairtune.search.standings import Candidate, FinalRun, patient_error
 from fairtune.search.study import FinishedTrial
 from fairtune.search.trial import mask_params, mask_tags, run_trial
+from fairtune.search.worker import stop_requested, worker_workspace
 from fairtune.seeding import seed as named_seed
 from fairtune.tracking.runs import RunLog, is_store_failure, one_line
-from fairtune.workspace import Workspace, open_workspace
+from fairtune.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class FinalRunner:
     def __call__(self, job: tuple[Candidate, int]) -> FinalRun:
         """Run one (candidate, seed index)."""
         candidate, index = job
-        workspace = open_workspace(self.config, self.source)
+        workspace = worker_workspace(self.config, self.source)
         objective = get_objective(self.config.search.objective)
         mask = workspace.mask(candidate.bits, candidate.space)
         point = Point(candidate.bits, candidate.learning_rate, candidate.extras)
@@ -131,7 +132,7 @@ class FinalRunner:
                 objective=objective,
                 log=log,
                 extras=candidate.extras,
-                should_stop=lambda: self.stop.requested,
+                should_stop=lambda: stop_requested(self.stop, self.parent),
             )
         except Exception as error:
             if is_store_failure(error):

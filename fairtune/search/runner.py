@@ -18,15 +18,17 @@ from fairtune.peft import Mask
 from fairtune.search.point import Point, SearchSpace
 from fairtune.search.pruning import make_pruner
 from fairtune.search.trial import RUNG, Trial, mask_params, mask_tags, run_trial
+from fairtune.search.worker import is_repeated, stop_requested, worker_workspace
 from fairtune.seeding import seed as named_seed
 from fairtune.tracking.runs import RunLog, is_store_failure, one_line
-from fairtune.workspace import Workspace, open_workspace
+from fairtune.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 NUMBER = "fairtune.number"
 KEY = "fairtune.key"
 ERROR = "fairtune.error"
+REPEATED = "fairtune.repeated"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class TrialRunner:
         objective = get_objective(self.config.search.objective)
         if has_ended(run):  # a worker was lost after it had written everything
             return result_of(run, objective)
+        if is_repeated():
+            log.log(tags={REPEATED: "true"})
         try:
             workspace = self._workspace()
             mask = workspace.mask(point.bits)
@@ -103,11 +107,11 @@ class TrialRunner:
             pruner=make_pruner(pruning),
             rungs=pruning.rungs,
             others_at=lambda rung: self._others_at(rung, log.run_id),
-            should_stop=lambda: self.stop.requested,
+            should_stop=lambda: stop_requested(self.stop, self.parent),
         )
 
     def _workspace(self) -> Workspace:
-        return open_workspace(self.config, self.source)
+        return worker_workspace(self.config, self.source)
 
     def _run_of(self, point: Point) -> Run:
         """Find the run that `open` made; of several (a repeated trial) the last one."""

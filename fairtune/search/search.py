@@ -102,7 +102,7 @@ def search(
         check_resumable(existing_run(resume), config)
     workspace = open_workspace(config, source)
     with open_run("search", run_name(config), experiment=EXPERIMENT, resume=resume) as log:
-        executor = make_executor(config.search)
+        executor = make_executor(config.search, device=config.device)
         describe(log, workspace, source)
         runner = TrialRunner(config, source, search_space(workspace), log, stop)
         decided = WINNER in log.data().data.tags
@@ -187,7 +187,7 @@ def run_finals(
     candidates += baselines(workspace, trials, objective)
     jobs = [(candidate, index) for candidate in candidates for index in range(settings.seeds)]
     logger.info("fine-tuning %d candidates again, %d seeds each", len(candidates), settings.seeds)
-    runs = executor.map(FinalRunner(config, source, log, stop), jobs)
+    runs = executor.map(FinalRunner(config, source, log, stop), jobs, log, stop)
     stop.check()
     return standings(runs)
 

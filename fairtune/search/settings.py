@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -75,6 +77,17 @@ class ExtraChoice(_Section):
         return next((choice for choice in self.choices if choice == value), self.choices[0])
 
 
+def _kind(value: object) -> str:
+    given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    return "choices" if "choices" in given else "range"
+
+
+Extra = Annotated[
+    Annotated[ExtraRange, Tag("range")] | Annotated[ExtraChoice, Tag("choices")],
+    Discriminator(_kind),
+]
+
+
 class PruningSettings(_Section):
     """Which trials end before their last epoch."""
 
@@ -137,7 +150,7 @@ class SearchSettings(_Section):
     learning_rate: LearningRateRange = LearningRateRange()
     extra: dict[
         Literal["weight_decay", "layer_decay", "label_smoothing", "class_weights", "drop_path"],
-        ExtraRange | ExtraChoice,
+        Extra,
     ] = Field(
         {},
         description="Further dimensions: `{low, high, log}` or `{choices}`. `drop_path` is the rate "

@@ -259,7 +259,11 @@ def _finished(trials: Trials, space: SearchSpace, parent: str) -> list[FinishedT
         doc for doc in trials._dynamic_trials if doc["result"].get("status") == STATUS_OK
     ]
     if not docs:
-        errors = [d["result"]["error"] for d in trials._dynamic_trials if "error" in d["result"]]
+        errors = [
+            doc["result"].get("error") or str(doc["misc"]["error"])
+            for doc in trials._dynamic_trials
+            if "error" in doc["result"] or "error" in doc["misc"]
+        ]
         reason = errors[0] if errors else "no trial was started"
         raise NoTrialError(f"no trial of run {parent} succeeded; the first failed with: {reason}")
     return [

@@ -29,6 +29,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from fairtune.errors import FairtuneError, InputError
+from fairtune.tracking.stores import prepare_store
 
 if TYPE_CHECKING:
     from fairtune.fairness import FairnessReport
@@ -39,6 +40,7 @@ PARENT = "mlflow.parentRunId"
 KIND = "fairtune.kind"
 STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_DISK_TEXTS = tuple(os.strerror(number) for number in FULL_DISK)
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def open_run(
     Raises
     ------
     InputError
-        When the store cannot be reached or written.
+        When the store cannot be reached or written, at first or later, or a disk is full.
     """
     with store_errors():
         log = _start(kind, name, experiment, resume)
@@ -216,7 +218,12 @@ def open_run(
         raise
     except BaseException as error:
         _close(log, "FAILED", error)
-        raise
+        if isinstance(error, FairtuneError) or not is_store_failure(error):
+            raise
+        logger.debug("the store failed", exc_info=True)
+        raise InputError(
+            f"run {log.run_id} stopped: {_reason(error)}; mend this, then go on with --resume"
+        ) from error
     else:
         _close(log, "FINISHED")
 
@@ -240,8 +247,11 @@ def is_store_failure(error: BaseException) -> bool:
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 20:
         chain.append(cause)
-    return any(isinstance(link, (MlflowException, SQLAlchemyError)) for link in chain) or any(
-        isinstance(link, OSError) and link.errno in FULL_DISK for link in chain
+    return any(
+        isinstance(link, (MlflowException, SQLAlchemyError))
+        or (isinstance(link, OSError) and link.errno in FULL_DISK)
+        or any(text in str(link) for text in FULL_DISK_TEXTS)  # not all libraries raise OSError
+        for link in chain
     )
 
 
@@ -254,6 +264,7 @@ def existing_run(run_id: str) -> RunLog:
     """Address a run that must exist; raises `InputError` when it does not."""
     uri = mlflow.get_tracking_uri()
     try:
+        prepare_store(uri)
         run = _client(uri).get_run(run_id)
     except STORE_ERRORS as error:
         raise InputError(
@@ -281,6 +292,7 @@ def _client(uri: str) -> MlflowClient:
 
 def _start(kind: str, name: str, experiment: str, resume: str | None) -> RunLog:
     uri = mlflow.get_tracking_uri()
+    prepare_store(uri)
     given = os.environ.pop("MLFLOW_RUN_ID", None)
     if resume is not None:
         log = existing_run(resume)

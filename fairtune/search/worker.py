@@ -1,0 +1,42 @@
+"""What a trial knows of the Spark task that it may run in."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from fairtune.config import Config
+from fairtune.interrupt import StopRequest
+from fairtune.tracking.runs import RunLog
+from fairtune.workspace import Workspace, open_workspace
+
+STOP = "fairtune.stop"
+"""Tag of a parent run by which workers hear that the user asked to stop."""
+
+
+def spark_task() -> Any | None:
+    """Return the Spark task that this code runs in; None in a driver or without Spark."""
+    pyspark = sys.modules.get("pyspark")
+    return pyspark.TaskContext.get() if pyspark else None
+
+
+def is_repeated() -> bool:
+    """Say whether this task ran before, on a worker that was lost."""
+    task = spark_task()
+    return task is not None and task.attemptNumber() > 0
+
+
+def worker_workspace(config: Config, source: str | None) -> Workspace:
+    """Open the workspace; in a task that Spark gave a GPU, on that GPU."""
+    task = spark_task()
+    gpus = task.resources().get("gpu") if task is not None else None
+    if gpus is not None and config.device == "cuda":
+        config = config.model_copy(update={"device": f"cuda:{gpus.addresses[0]}"})
+    return open_workspace(config, source)
+
+
+def stop_requested(stop: StopRequest, parent: RunLog) -> bool:
+    """Say whether to stop: a worker's copy of `stop` hears nothing, so it asks the parent run."""
+    if stop.requested or spark_task() is None:
+        return stop.requested
+    return parent.data().data.tags.get(STOP) == "true"
