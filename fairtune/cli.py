@@ -32,7 +32,8 @@ class _Commands(click.Group):
             return super().main(*args, **kwargs)
         except click.exceptions.Exit as done:
             sys.exit(done.exit_code)
-        except click.Abort:
+        except click.Abort as abort:  # what click makes of a KeyboardInterrupt
+            click.echo(f"fairtune: {abort.__cause__ or 'stopped'}", err=True)
             sys.exit(130)
         except click.ClickException as error:
             context = getattr(error, "ctx", None)
@@ -45,9 +46,6 @@ class _Commands(click.Group):
         except FairtuneError as error:
             click.echo(f"fairtune: {' '.join(str(error).split())}", err=True)
             sys.exit(error.exit_code)
-        except KeyboardInterrupt as error:
-            click.echo(f"fairtune: {error or 'stopped'}", err=True)
-            sys.exit(130)
 
 
 @click.group(cls=_Commands, context_settings=CONTEXT)
