@@ -48,7 +48,7 @@ class _Commands(click.Group):
             sys.exit(error.exit_code)
 
 
-@click.group(cls=_Commands, context_settings=CONTEXT)
+@click.group("fairtune", cls=_Commands, context_settings=CONTEXT)
 @click.version_option(__version__)
 @click.option("-v", "--verbose", count=True, help="Say more: -v progress, -vv everything.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
@@ -135,6 +135,7 @@ def search(
     """
     config = _config(config_path, overrides, override_text)
     from fairtune.interrupt import handle_signals
+    from fairtune.report import write_report
     from fairtune.report.table import comparison_table
     from fairtune.search.search import search as run_search
 
@@ -154,6 +155,8 @@ def search(
         click.echo(f"registered     {version.name} version {version.version}")
         uri = f"models:/{version.name}@{config.register_as.alias}"
         click.echo(f"serve it       mlflow models serve -m {uri} --env-manager local -p 5001")
+    write_report(outcome.run_id)
+    click.echo(f"report         fairtune report --run-id {outcome.run_id} --output report")
     click.echo("see the runs   mlflow ui")
     _result(outcome.summary())
 
@@ -191,6 +194,17 @@ def evaluate(run_id: str, source: str) -> None:
     from fairtune.search.single import evaluate_once
 
     _result({"run_id": run_id, "metrics": evaluate_once(run_id, source or None)})
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--run-id", required=True, help="A search, trial or fine-tune.")
+@click.option("--output", default="", help="Folder for report.html and figures/, beside the run.")
+def report(run_id: str, output: str) -> None:
+    """Write the report of a run: one HTML file, also an artifact that the tracking UI shows."""
+    from fairtune.report import write_report
+
+    path = write_report(run_id, output or None)
+    _result({"run_id": run_id, "report": str(path)})
 
 
 @main.command(context_settings=CONTEXT)
@@ -289,7 +303,12 @@ def serve(model: str, host: str, port: int, workers: int) -> None:
 @click.option("--config", "config_path", default="", help="Take name, options, size from here.")
 @click.option("--source", default="", help="Folder with the official download.")
 @click.option("--size", default=224, type=click.IntRange(8), help="Side of the stored images.")
-@click.option("--on-bad-image", default="fail", type=click.Choice(["fail", "skip"]))
+@click.option(
+    "--on-bad-image",
+    default="fail",
+    type=click.Choice(["fail", "skip"]),
+    help="What an unreadable image does.",
+)
 @click.option("--allow-missing", is_flag=True, help="Leave out rows whose image file is not there.")
 def prepare(
     name: str, config_path: str, source: str, size: int, on_bad_image: Any, allow_missing: bool
