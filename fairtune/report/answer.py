@@ -31,7 +31,7 @@ def interval(found: Interval | None, estimate: float) -> str:
         return "not defined"
     if found is None or math.isnan(found.low):
         return f"{estimate:.3f} (no interval)"
-    return f"{estimate:.3f} (95 % interval {found.low:.3f} to {found.high:.3f})"
+    return f"{estimate:.3f} (95% interval {found.low:.3f} to {found.high:.3f})"
 
 
 def verdict(difference: PairedDifference, *, larger_is_better: bool = True) -> str:
@@ -84,7 +84,7 @@ def _compared(story: Story, rows: Sequence[Row]) -> str:
     found = paired["worst_group_auroc"]
     return (
         f"{text}; fine-tuned once, the winner differs from {others[0]['model']} by {found.estimate:+.3f} "
-        f"(95 % interval over patients {found.low:+.3f} to {found.high:+.3f}): {verdict(found)}."
+        f"(95% interval over patients {found.low:+.3f} to {found.high:+.3f}): {verdict(found)}."
     )
 
 

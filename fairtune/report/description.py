@@ -53,7 +53,7 @@ def _tables(story: Story) -> list[str]:
     found = []
     for table in group_tables(story):
         head = (
-            f"| {plain(table.attribute)} | n | AUROC ({SPLIT_WORDS[story.split]}, 95 %) | to all |"
+            f"| {plain(table.attribute)} | n | AUROC ({SPLIT_WORDS[story.split]}, 95%) | to all |"
         )
         rows = [
             f"| {plain(row.group)} | {row.n:,} | {row.auroc} | {row.difference} |"

@@ -223,13 +223,11 @@ def excluded(story: Story) -> Iterator[str]:
             yield f"{number_of[CUT_OFF]} trials were cut off and have no value."
         for row in table[table["status"] == FAILED].to_dict("records"):
             yield f"Trial {row['number']} failed: {row['reason']}"
-    evaluated = set() if story.comparison is None else set(story.comparison["model"])
-    evaluated = {str(name).removesuffix(WINNER_MARK) for name in evaluated}
     for name, runs in story.finals.items():
         failed = [run for run in runs if "fairtune.error" in run.data.tags]
         if failed:
             yield f"{name} is no candidate: {failed[0].data.tags['fairtune.error']}"
-        elif story.comparison is not None and name not in evaluated:
+        elif story.comparison is not None and not any("test/auroc" in r.data.metrics for r in runs):
             yield f"{name} was a candidate, lost on validation, and was never read on test."
     if story.spread is not None:
         for name, found in story.spread.intervals.items():
