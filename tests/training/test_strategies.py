@@ -30,7 +30,7 @@ NAMES = sorted(STRATEGIES)
 BLIND = [name for name in NAMES if not STRATEGIES[name].uses_groups]
 SEEING = [name for name in NAMES if STRATEGIES[name].uses_groups]
 # Options under which a short run on the toy task does what a long one does on a real task.
-OPTIONS: dict[str, dict] = {}
+OPTIONS: dict[str, dict] = {"ema": {"decay": 0.9}}
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,20 @@
 """How to train what the mask lets train: strategies by name, a file for each idea."""
 
 from fairtune.training.strategies import (  # noqa: F401  (fill the registry)
+    adversarial,
     balancing,
+    cfair,
+    dfr,
+    domain_independent,
+    ema,
+    end,
     erm,
+    fscl,
     group_dro,
+    lnl,
+    sharpness,
+    swa,
+    swad,
 )
 from fairtune.training.strategies.base import (
     STRATEGIES,
