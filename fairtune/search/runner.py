@@ -119,12 +119,8 @@ class TrialRunner:
 
     def _others_at(self, rung: int, run_id: str) -> list[float]:
         """Read from the store what the other trials were worth at this rung."""
-        name = f"{RUNG}{rung:03d}"
-        return [
-            run.data.metrics[name]
-            for run in self.parent.children("tags.`fairtune.kind` = 'trial'")
-            if run.info.run_id != run_id and name in run.data.metrics
-        ]
+        values = self.parent.metric_of_children(f"{RUNG}{rung:03d}", "trial")
+        return [value for other, value in values.items() if other != run_id]
 
 
 def has_ended(run: Run) -> bool:
