@@ -114,10 +114,7 @@ def log_epochs(log: RunLog, point: Point, epochs: int = 2) -> None:
 
 
 def trivial_trial(parent: RunLog, number: int, point: Point) -> None:
-    log = open_trial(parent, number, point)
-    log_epochs(log, point, epochs=1)
-    log.log(metrics={"epochs": 1.0})
-    log.end()
+    log_epochs(open_trial(parent, number, point), point, epochs=1)
 
 
 def rebuilt(points: list[Point], parent: RunLog) -> tuple[Trials, Domain]:

@@ -1,0 +1,290 @@
+"""Trials on Spark: a standalone cluster on loopback, a tracking server, workers that are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+from mlflow import MlflowClient
+from search.conftest import children
+from search.samples import tiny_config
+from search.test_whole_search import ONE_FINAL, only_search
+
+from fairtune.errors import InputError
+from fairtune.interrupt import InterruptedSearchError, StopRequest
+from fairtune.search.executors import spark_session
+from fairtune.search.search import search
+from fairtune.tracking.runs import RunLog
+
+pyspark = pytest.importorskip("pyspark", reason="pyspark is not installed (extra `spark`)")
+if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
+    pytest.skip("Spark needs Java 17", allow_module_level=True)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+HOST = "127.0.0.1"
+CONFIG = {"search__executor": "spark", "search__final": ONE_FINAL, "search__parallelism": 2}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert process.poll() is None, f"the server for {url} ended early"
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.3)
+    raise TimeoutError(url)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that this test started, and what it started in turn."""
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    process.terminate()
+    for child in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL of its own where there is one, else a SQLite file."""
+    folder = tmp_path_factory.mktemp("database")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [Path("/nowhere")]
+    initdb, postgres = found[-1] / "initdb", found[-1] / "postgres"
+    try:
+        import psycopg  # noqa: F401
+    except ImportError:
+        initdb = Path("/nowhere")
+    if not initdb.exists():
+        yield f"sqlite:///{folder}/mlflow.db"
+        return
+    # The server refuses to run as root, so it runs as the user that its package made.
+    user = {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}
+    port, home = free_port(), Path("/tmp") / f"fairtune-postgres-{os.getpid()}"
+    home.mkdir()
+    if user:
+        shutil.chown(home, **user)
+    subprocess.run(
+        [initdb, "-D", home / "data", "-U", "test", "-A", "trust", "--no-sync"],
+        check=True,
+        capture_output=True,
+        cwd="/",
+        **user,  # type: ignore[call-overload]
+    )
+    options = ["-D", home / "data", "-p", str(port), "-k", home, "-h", HOST, "-F"]
+    server = subprocess.Popen(
+        [postgres, *options],
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        **user,  # type: ignore[call-overload]
+    )
+    for _ in range(600):
+        with socket.socket() as probe:
+            if probe.connect_ex((HOST, port)) == 0:
+                break
+        time.sleep(0.1)
+    try:
+        yield f"postgresql+psycopg://test@{HOST}:{port}/postgres"
+    finally:
+        end(server)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def server(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A tracking server over HTTP that also passes artifacts through."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
+    command += ["--backend-store-uri", database, "--workers", "1"]
+    command += ["--artifacts-destination", str(folder)]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    try:
+        wait_for(f"http://{HOST}:{port}/health", process)
+        yield f"http://{HOST}:{port}"
+    finally:
+        end(process)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A master and two workers of one core each."""
+    spark_class = Path(pyspark.__file__).parent / "bin" / "spark-class"
+    folder, port, ui = tmp_path_factory.mktemp("cluster"), free_port(), free_port()
+    environment = {
+        **os.environ,
+        "SPARK_LOCAL_IP": HOST,
+        "PYSPARK_PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": "",  # the code must reach the workers by itself
+    }
+
+    def start(name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with (folder / name).open("wb") as log:
+            return subprocess.Popen(
+                [str(spark_class), *arguments], env=environment, cwd=folder, stdout=log, stderr=log
+            )
+
+    package = "org.apache.spark.deploy"
+    address = ["--host", HOST, "--port", str(port), "--webui-port", str(ui)]
+    processes = [start("master", f"{package}.master.Master", *address)]
+    master = f"spark://{HOST}:{port}"
+    try:
+        wait_for(f"http://{HOST}:{ui}", processes[0])
+        for number in (1, 2):
+            options = ["--cores", "1", "--memory", "1g", "--host", HOST, "--webui-port", "0"]
+            options += ["--work-dir", str(folder / f"work-{number}")]
+            processes.append(
+                start(f"worker-{number}", f"{package}.worker.Worker", *options, master)
+            )
+        yield master
+    finally:
+        for process in reversed(processes):
+            end(process)
+
+
+@pytest.fixture(autouse=True)
+def _one_session(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    from pyspark.sql import SparkSession
+
+    monkeypatch.setenv("SPARK_LOCAL_IP", HOST)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    session = SparkSession.getActiveSession()
+    if session is not None:
+        session.stop()
+
+
+def use(uri: str, monkeypatch: pytest.MonkeyPatch, experiment: str) -> None:
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", experiment)
+
+
+def assert_whole(run_id: str, trials: int) -> None:
+    """Every trial once, under the right parent, and nothing left open."""
+    runs = children(run_id, "trial")
+    assert sorted(int(r.data.tags["fairtune.number"]) for r in runs) == list(range(trials))
+    assert len({r.data.tags["fairtune.key"] for r in runs}) == trials
+    assert {r.info.status for r in children(run_id)} == {"FINISHED"}
+    parent = MlflowClient().get_run(run_id)
+    assert parent.info.status == "FINISHED"
+    assert "rung/001" not in parent.data.metrics  # no trial wrote into its parent
+
+
+def test_local_cores_run_trials_at_once(store: str, source: str) -> None:
+    outcome = search(tiny_config(search__trials=5, **CONFIG), source, StopRequest())
+    assert_whole(outcome.run_id, 5)
+
+
+def test_a_request_to_stop_reaches_the_workers(store: str, source: str) -> None:
+    stop = StopRequest()
+
+    def ask() -> None:
+        while True:
+            time.sleep(0.2)
+            try:
+                if children(only_search().info.run_id, "trial"):
+                    break
+            except (AttributeError, ValueError):  # nothing there yet
+                continue
+        stop.requested = True
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    with pytest.raises(InterruptedSearchError):
+        search(tiny_config(search__trials=50, train__epochs=400, **CONFIG), source, stop)
+    parent = only_search()
+    assert parent.info.status == "KILLED"
+    assert {run.info.status for run in children(parent.info.run_id)} <= {"KILLED", "FINISHED"}
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it ended in between
+        return ""
+
+
+def _kill_a_worker_in_mid_trial(killed: list[str]) -> None:
+    """Kill the process that runs a trial, as soon as one has written an epoch."""
+    while not killed:
+        time.sleep(0.1)
+        try:
+            runs = children(only_search().info.run_id, "trial")
+        except (AttributeError, ValueError):
+            continue
+        busy = [r for r in runs if r.info.status == "RUNNING" and "objective" in r.data.metrics]
+        executors = [
+            process
+            for process in psutil.Process().children(recursive=True)
+            if "CoarseGrainedExecutorBackend" in _command(process)
+        ]
+        if busy and executors:
+            executors[0].send_signal(signal.SIGKILL)
+            killed.append(busy[0].info.run_id)
+
+
+def test_a_cluster_survives_the_loss_of_a_worker(
+    server: str,
+    cluster: str,
+    store: str,
+    source: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use(server, monkeypatch, "fairtune")
+    killed: list[str] = []
+    killer = threading.Thread(target=_kill_a_worker_in_mid_trial, args=(killed,), daemon=True)
+    killer.start()
+    config = tiny_config(search__trials=6, search__spark_master=cluster, train__epochs=40, **CONFIG)
+    outcome = search(config, source, StopRequest())
+    assert killed
+    assert_whole(outcome.run_id, 6)
+    repeated = [r for r in children(outcome.run_id, "trial") if "fairtune.repeated" in r.data.tags]
+    assert len(repeated) <= 2
+    assert all(run.data.metrics["epochs"] == 40 for run in children(outcome.run_id, "trial"))
+
+
+def test_a_cluster_cannot_write_to_a_file(store: str) -> None:
+    with pytest.raises(InputError, match="mlflow server"):
+        spark_session("spark://nowhere:7077", 2)
+
+
+def test_an_unreachable_master_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    try:
+        with pytest.raises(InputError, match="Spark master spark://127.0.0.1:9") as told:
+            spark_session("spark://127.0.0.1:9", 2)
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert "\n" not in str(told.value)
+
+
+def test_a_run_log_asks_its_own_store(store: str) -> None:
+    log = RunLog(store, "0", "nowhere")
+    assert log.client.tracking_uri == store
