@@ -7,6 +7,7 @@ Only NumPy and Pillow are needed; DICOM wants the extra `fairtune[medical]`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 from typing import Any, BinaryIO
@@ -141,7 +142,9 @@ def _pixels(
 ) -> np.ndarray:
     if least is not None and image.format == "JPEG" and min(image.size) > 4 * least:
         image.draft(None, (2 * least, 2 * least))
-    ImageOps.exif_transpose(image, in_place=True)
+    image.load()
+    with contextlib.suppress(Exception):  # a broken EXIF block does not spoil the pixels
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return as_rgb(np.asarray(image), name, window)
     if image.has_transparency_data:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatch
+from fnmatch import translate
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from fairtune.data.references import MEMBER, Reference
 from fairtune.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".npy", ".dcm")
-_FILES = (".csv", ".tab", ".tsv", ".xlsx", ".parquet", ".zip", ".h5")
 _DEPTH = 3
 _MANY = 1000
 _JUNK = ("__MACOSX/", "._")  # what macOS adds to archives
@@ -53,18 +53,17 @@ def find(source: Path, *patterns: str, what: str, page: str = "") -> Path:
 
 def find_all(source: Path, *patterns: str) -> list[Path]:
     """Find all files and folders by name, best first (see `find`); empty if there are none."""
-    levels = [_visible(source)]
+    wanted = [re.compile(translate(pattern.lower())) for pattern in patterns]
+    levels = [_listed(source, wanted)]
     for _ in range(_DEPTH):
-        levels.append([])
-        for path in levels[-2]:
-            if path.is_dir():
-                levels[-1] += _visible(path)
+        folders = (path for path in levels[-1] if path.is_dir())
+        levels.append([path for folder in folders for path in _listed(folder, wanted)])
     return [
         path
-        for pattern in patterns
+        for pattern in wanted
         for level in levels
         for path in level
-        if fnmatch(path.name.lower(), pattern.lower())
+        if pattern.match(path.name.lower())
     ]
 
 
@@ -177,16 +176,15 @@ def check_references(
     return _without_missing(table, there, table["image"], str(root), allow_missing)
 
 
-def _visible(folder: Path) -> list[Path]:
+def _listed(folder: Path, wanted: Sequence[re.Pattern[str]]) -> list[Path]:
+    """List a folder; one of images, or with a folder a patient, only as far as names are wanted."""
     try:
-        names = sorted(os.listdir(folder))
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror or error}") from None
-    if (
-        len(names) > _MANY
-    ):  # a folder of images, or with a folder a patient: not to be looked through
-        names = [name for name in names if name.lower().endswith(_FILES)]
-    return [folder / name for name in names if not name.startswith(".")]
+    if len(names) > _MANY:
+        names = [name for name in names if any(p.match(name.lower()) for p in wanted)]
+    return [folder / name for name in names]
 
 
 def files_below(folder: Path) -> Iterator[str]:

@@ -110,7 +110,7 @@ class ImageReader:
     Examples
     --------
     >>> with ImageReader(Path("data")) as reader:
-    ...     image = reader.read("part_1.zip::ISIC_1.jpg")  # (H, W, 3) uint8
+    ...     image = reader.read("part_1.zip::image_1.jpg")  # (H, W, 3) uint8
     """
 
     def __init__(self, root: Path) -> None:

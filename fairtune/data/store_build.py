@@ -98,8 +98,7 @@ class _Target:
             flags.write_bytes(bytes(count))
         pixels = os.open(partial / "images.u8", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if hasattr(os, "posix_fallocate"):  # so that a disk too small is known now
-                os.posix_fallocate(pixels, 0, count * row_bytes)
+            _reserve(pixels, count * row_bytes)
             done = np.frombuffer(flags.read_bytes(), np.uint8).astype(bool)
             return cls(pixels, os.open(flags, os.O_RDWR), done, row_bytes)
         except BaseException:
@@ -197,6 +196,16 @@ def _write(file: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(file, view, offset)
         view, offset = view[written:], offset + written
+
+
+def _reserve(file: int, size: int) -> None:
+    """Take the disk space now where the file system can, so that a full disk is known at once."""
+    try:
+        os.posix_fallocate(file, 0, size)
+    except (AttributeError, OSError) as error:
+        cannot = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+        if isinstance(error, OSError) and error.errno not in cannot:
+            raise
 
 
 def _check_space(folder: Path, wanted: int) -> None:

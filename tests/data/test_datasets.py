@@ -145,6 +145,18 @@ def test_unpacked_images_are_the_same_data_set(places: tuple[str, str], tmp_path
     assert unpacked.drop(columns="image").equals(packed)
 
 
+def test_everything_in_one_large_folder(tmp_path: Path) -> None:
+    LAYOUTS["ham10000"](tmp_path)
+    packed = load_dataset("ham10000", tmp_path).table.drop(columns="image")
+    for archive in tmp_path.glob("*.zip"):
+        shutil.unpack_archive(archive, tmp_path)
+        archive.unlink()
+    (tmp_path / "HAM10000_metadata.csv").rename(tmp_path / "HAM10000_metadata")
+    for number in range(1100):
+        (tmp_path / f"more_{number}.jpg").touch()
+    assert load_dataset("ham10000", tmp_path).table.drop(columns="image").equals(packed)
+
+
 def test_harvard_gf3300_without_its_summary(tmp_path: Path) -> None:
     LAYOUTS["harvard_gf3300"](tmp_path)
     columns = ["label", "split", "race", "sex", "age_group"]

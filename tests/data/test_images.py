@@ -87,6 +87,11 @@ def test_exif_orientation_is_undone(orientation: int) -> None:
     assert decoded.shape[:2] == ((32, 16) if orientation >= 5 else (16, 32))
 
 
+def test_broken_exif_does_not_spoil_the_pixels() -> None:
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"
+    assert decode_image(saved(RGB, "JPEG", exif=exif)).shape == (24, 32, 3)
+
+
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 def test_deep_grey_is_divided_by_its_full_scale(bits: int) -> None:
     top = 2**bits - 1
@@ -192,6 +197,7 @@ def test_array_bomb_is_refused_by_its_header() -> None:
         decode_image(buffer.getvalue())
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_mutated_files_give_an_image_or_an_image_error(data: st.DataObject) -> None:

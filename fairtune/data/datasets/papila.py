@@ -16,7 +16,7 @@ Split rule
 Counts
     244 patients, 488 eyes; 420 kept, 87 glaucoma.
 Licence
-    CC BY 4.0
+    As stated on the official page
 Citation
     Kovalyk et al., "PAPILA: Dataset with fundus images and clinical data of both eyes of the same
     patient for glaucoma assessment", Scientific Data 9, 291 (2022).
