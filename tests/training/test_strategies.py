@@ -21,6 +21,7 @@ from fairtune.training import (
     Split,
     fine_tune,
     make_strategy,
+    predict,
 )
 from tests.training.conftest import SIZE, make_split
 from tests.training.test_loop import CONV, CPU, VIT, model_of
@@ -106,6 +107,29 @@ def test_the_loss_falls_and_the_model_learns(
     result = run(model_of(), train, val, with_strategy(recipe, name, epochs=6))
     assert result.epochs[-1].loss < result.epochs[0].loss
     assert result.report.headline["auroc"] > 0.75
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("stop", [False, True], ids=["to the end", "stopped"])
+def test_the_last_report_is_of_the_model_that_comes_back(
+    name: str, stop: bool, small_train: Split, small_val: Split, recipe: Recipe
+) -> None:
+    model = model_of()
+    spec = ImageSpec(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    changed = with_strategy(recipe, name, epochs=2)
+    result = fine_tune(
+        model,
+        small_train,
+        small_val,
+        spec,
+        changed,
+        seed=0,
+        device=CPU,
+        on_epoch=lambda _: not stop,
+    )
+    assert len(result.epochs) == (1 if stop else 2)
+    again = predict(model, small_val, spec, precision="fp32")
+    assert np.array_equal(result.probabilities, again)
 
 
 @pytest.mark.parametrize("name", NAMES)

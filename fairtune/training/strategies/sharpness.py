@@ -39,8 +39,8 @@ class SAM(Strategy):
 class GSAM(Strategy):
     """SAM that also narrows the gap between the loss nearby and the loss here.
 
-    With g the gradient at w and g' the one of SAM, the step follows ``g' - alpha · g_across``, where g_across is
-    the part of g at right angles to g'. rho falls with the learning rate.
+    With g the gradient at w and g' the one of SAM, the step follows ``g' - alpha · g_across``,
+    where g_across is the part of g at right angles to g'. rho falls with the learning rate.
 
     References
     ----------
