@@ -218,9 +218,9 @@ def excluded(story: Story) -> Iterator[str]:
         table = story.trials.table
         number_of = table["status"].value_counts()
         if number_of.get(STOPPED):
-            yield f"{number_of[STOPPED]} trials were stopped at a rung and could not be candidates."
+            yield f"{_trials(number_of[STOPPED])} stopped at a rung, no candidates for the finals."
         if number_of.get(CUT_OFF):
-            yield f"{number_of[CUT_OFF]} trials were cut off and have no value."
+            yield f"{_trials(number_of[CUT_OFF])} cut off, without a value."
         for row in table[table["status"] == FAILED].to_dict("records"):
             yield f"Trial {row['number']} failed: {row['reason']}"
     for name, runs in story.finals.items():
@@ -236,6 +236,10 @@ def excluded(story: Story) -> Iterator[str]:
                     f"{name} has no interval: it is defined in {found.n_valid:,} of "
                     f"{found.n_resamples:,} resamples."
                 )
+
+
+def _trials(n: int) -> str:
+    return "1 trial was" if n == 1 else f"{n} trials were"
 
 
 def command(story: Story) -> str:

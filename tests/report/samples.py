@@ -92,7 +92,9 @@ def mask_of(bits: Sequence[int], blocks: int, space: str = "auto_peft1") -> Mask
 def write_model(log: RunLog, mask: Mask, blocks: int, folder: Path) -> None:
     """Log a mask and a weight file with what it trains."""
     log.text("mask.json", mask.to_json())
-    tensors = {n: np.zeros(s, np.float32) for n, s in shapes(blocks).items() if n in mask.parameters}
+    tensors = {
+        n: np.zeros(s, np.float32) for n, s in shapes(blocks).items() if n in mask.parameters
+    }
     save_file(tensors, folder / "delta.safetensors")
     log.file(folder / "delta.safetensors")
 
@@ -205,7 +207,9 @@ def _finish(
     rows = []
     for name in sorted(skills, key=lambda name: name != winner):
         mask = mask_of(
-            {"trial-001": bits[1], "full fine-tuning": [1] * 3 * blocks}.get(name, [0] * 3 * blocks),
+            {"trial-001": bits[1], "full fine-tuning": [1] * 3 * blocks}.get(
+                name, [0] * 3 * blocks
+            ),
             blocks,
             "fullft" if name == "full fine-tuning" else "auto_peft1",
         )
@@ -251,12 +255,20 @@ def _comparison_row(
     return row
 
 
-def make_finetune(folder: Path, groups: Mapping[str, Sequence[str]], *, kind: str = "finetune") -> str:
-    """Log one fine-tune that was judged on validation alone."""
+def make_finetune(
+    folder: Path,
+    groups: Mapping[str, Sequence[str]],
+    *,
+    kind: str = "finetune",
+    empty: str | None = None,
+) -> str:
+    """Log one fine-tune that was judged on validation alone; no row is of the group `empty`."""
     with open_run("finetune", "finetune made up", experiment="fairtune") as log:
         log.log(tags={KIND: kind}, params={"learning_rate": 0.001, "mask": "101000"})
         log.text("config.yaml", config(groups))
         table = predictions("val", groups)
+        if empty is not None:
+            table = table[(table[list(groups)] != empty).all(axis=1)].reset_index(drop=True)
         report = report_of(table)
         log.log(metrics=split_metrics("val", report))
         log.text("report.json", report.to_json())

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from report.samples import make_search
+from search.samples import tiny_config, write_data
+
+from fairtune.interrupt import StopRequest
+
+GROUPS = {"ward": ["a", "b"]}
+HOSTILE = {
+    "ward <i>&\"'": [
+        "<script>alert(1)</script>",
+        "$x_1$ and {{ 7*7 }}",
+        "_hidden | `code`",
+        "a name that goes on and on " * 6,
+    ]
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+@pytest.fixture
+def made(mlflow_store: str, tmp_path: Path) -> str:
+    """Return the run id of a search made by hand."""
+    return make_search(tmp_path, GROUPS)
+
+
+@pytest.fixture(scope="module")
+def real_search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run a whole search of a tiny data set, in a store of the module's own; gives its run id."""
+    from fairtune.search.search import search
+
+    folder = tmp_path_factory.mktemp("real")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        uri = f"sqlite:///{folder}/mlflow.db"
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+            patch.delenv(name, raising=False)
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        settings = tiny_config(register={"name": "tiny"})
+        outcome = search(settings, str(write_data(folder)), StopRequest())
+        yield outcome.run_id
+        mlflow.set_tracking_uri(before)
+        mlflow.set_registry_uri("")
+    torch.set_num_threads(threads)

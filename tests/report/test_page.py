@@ -1,0 +1,215 @@
+"""The page of a run: complete, self-contained, escaped, accessible."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from report.conftest import GROUPS, HOSTILE
+from report.pages import Page
+from report.samples import make_finetune, make_search
+
+from fairtune.errors import InputError
+from fairtune.report import describe_run, write_report
+from fairtune.tracking.runs import open_run
+
+FEW = 40
+SECTIONS = ["answer", "groups", "gap", "mask-section", "search", "data", "excluded", "reproduce"]
+
+
+def page_of(path: Path) -> tuple[str, Page]:
+    text = path.read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def artifacts(run_id: str, folder: str | None = None) -> set[str]:
+    return {file.path for file in MlflowClient().list_artifacts(run_id, folder)}
+
+
+def note(run_id: str) -> str:
+    return str(MlflowClient().get_run(run_id).data.tags["mlflow.note.content"])
+
+
+def test_a_real_search_has_its_report(real_search: str, tmp_path: Path) -> None:
+    path = write_report(real_search, tmp_path / "out", n_resamples=FEW)
+    _, page = page_of(path)
+    assert path == tmp_path / "out" / "report.html"
+    assert path.stat().st_size < 5_000_000
+    assert page.problems == []
+    sections = [attrs["id"] for attrs in page.all("section")]
+    assert sections == SECTIONS
+    comparison = pd.read_csv(MlflowClient().download_artifacts(real_search, "comparison.csv"))
+    first = comparison.iloc[0]
+    for key in ("test/worst_group_auroc", "test/auroc", "test/fairness_generalization_gap"):
+        assert f"{first[key]:.3f}" in page.text.split("Groups on test")[0]
+    assert "tiny version 1" in page.text
+    assert "[tiny version 1](#/models/tiny/versions/1)" in note(real_search)
+
+
+def test_figures_are_artifacts_in_both_formats(real_search: str) -> None:
+    path = write_report(real_search, n_resamples=FEW)
+    _, page = page_of(path)
+    files = artifacts(real_search, "figures")
+    names = {
+        "roc-ward",
+        "calibration-ward",
+        "rates-ward",
+        "generalisation-gap",
+        "mask",
+        "search-history",
+        "search-curves",
+        "pareto",
+        "bits",
+        "parallel",
+    }
+    assert {f"figures/{n}.{e}" for n in names for e in ("png", "svg")} <= files
+    assert len(page.all("figure")) == len(names)
+    assert "report.html" in artifacts(real_search)
+
+
+def test_the_page_needs_nothing_beside_it(made: str, tmp_path: Path) -> None:
+    text, page = page_of(write_report(made, tmp_path / "out", n_resamples=FEW))
+    assert not page.all("script")
+    assert not page.all("link")
+    assert not page.all("img")
+    without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
+    assert not re.search(r"https?://|//[a-z]", without_namespaces)
+    assert "@import" not in text
+    assert all(not url.startswith("http") for url in re.findall(r"url\(([^)]*)\)", text))
+
+
+def test_ids_are_unique_and_links_lead_somewhere(made: str, tmp_path: Path) -> None:
+    text, page = page_of(write_report(made, tmp_path / "out", n_resamples=FEW))
+    assert len(page.ids) == len(set(page.ids))
+    targets = re.findall(r'(?:href="|url\()#([^")]+)', text)
+    assert targets
+    assert set(targets) <= set(page.ids)
+    named = [i for attrs in page.all("section") for i in str(attrs["aria-labelledby"]).split()]
+    assert set(named) <= set(page.ids)
+
+
+def test_every_figure_says_what_it_shows(made: str, tmp_path: Path) -> None:
+    text, page = page_of(write_report(made, tmp_path / "out", n_resamples=FEW))
+    pictures = [a for a in page.all("svg") if a.get("role") == "img"]
+    assert len(pictures) == len(page.all("figure"))
+    for attrs in pictures:
+        for name in str(attrs["aria-labelledby"]).split():
+            assert name in page.ids
+    alts = re.findall(r'<desc id="[^"]+-alt">([^<]+)</desc>', text)
+    assert len(alts) == len(pictures)
+    assert all(re.search(r"\d", alt) for alt in alts)  # an alternative without figures says nothing
+    assert all(
+        attrs.get("tabindex") == "0" for attrs in page.all("div") if attrs.get("class") == "scroll"
+    )
+
+
+def test_names_from_the_data_are_text(mlflow_store: str, tmp_path: Path) -> None:
+    run_id = make_search(tmp_path, HOSTILE)
+    _, page = page_of(write_report(run_id, tmp_path / "out", n_resamples=FEW))
+    assert page.problems == []
+    assert not page.all("script")
+    assert not page.all("i")
+    assert not page.all("b")
+    ((attribute, groups),) = HOSTILE.items()
+    for group in groups:
+        assert " ".join(group.split()) in page.text
+    assert attribute in page.text
+    assert "the loss is not finite <b>at all</b>" in page.text
+    assert "49" not in re.findall(r"\$x_1\$ and (\S+)", page.text)
+    described = note(run_id)
+    assert "<script" not in described
+    assert "\\_hidden \\| \\`code\\`" in described
+    rows = [line for line in described.splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {5}
+
+
+def test_colours_follow_the_readers_scheme(made: str, tmp_path: Path) -> None:
+    text, _ = page_of(write_report(made, tmp_path / "out", n_resamples=FEW))
+    body = text[text.index("<body>") :]
+    assert not re.findall(r"(?:fill|stroke|color): ?#[0-9a-fA-F]{3,6}", body)
+    used = set(re.findall(r"var\(--([a-z0-9-]+)\)", text))
+    light, dark = text.split("prefers-color-scheme: dark", 1)
+    defined = set(re.findall(r"--([a-z0-9-]+):", light))
+    assert used <= defined
+    assert defined == set(re.findall(r"--([a-z0-9-]+):", dark.split("}", 1)[0]))
+
+
+def test_what_was_left_out_is_named(mlflow_store: str, tmp_path: Path) -> None:
+    facts = {
+        "classes": ["well", "ill"],
+        "provenance": {"dropped": {"no birth year": 12}},
+        "versions": {"torch": "9.9"},
+    }
+    run_id = make_search(tmp_path, GROUPS, facts=facts)
+    _, page = page_of(write_report(run_id, tmp_path / "out", n_resamples=FEW))
+    assert "12 images left out: no birth year." in page.text
+    assert "Trial 2 failed: the loss is not finite" in page.text
+    assert "1 trial was stopped at a rung" in page.text
+    assert "ill (positive)" in page.text
+    assert "Versions of the run" in page.text
+
+
+def test_a_group_without_a_figure_says_so(mlflow_store: str, tmp_path: Path) -> None:
+    run_id = make_finetune(tmp_path, {"ward": ["a", "b", "nobody"]}, empty="nobody")
+    text, page = page_of(write_report(run_id, tmp_path / "out", n_resamples=FEW))
+    row = re.findall(r'<th scope="row">nobody</th>.*?</tr>', text)[0]
+    assert row.count("not defined") >= 2
+    assert "validation, ward nobody: auroc" in page.text
+    assert "no row" in page.text
+    assert "No curve (one class only): nobody." in page.text
+
+
+@pytest.mark.parametrize("kind", ["finetune", "trial", "final"])
+def test_one_fine_tune_is_judged_on_validation(
+    mlflow_store: str, tmp_path: Path, kind: str
+) -> None:
+    run_id = make_finetune(tmp_path, GROUPS, kind=kind)
+    _, page = page_of(write_report(run_id, tmp_path / "out", n_resamples=FEW))
+    assert "On the validation split" in page.text
+    assert "judged on validation alone" in page.text
+    assert "search" not in {attrs["id"] for attrs in page.all("section")}
+    assert "--bits 101000" in page.text
+
+
+def test_a_search_that_was_cut_off_shows_its_trials(mlflow_store: str, tmp_path: Path) -> None:
+    run_id = make_search(tmp_path, GROUPS, finish=False)
+    _, page = page_of(write_report(run_id, tmp_path / "out", n_resamples=FEW))
+    assert "no winner yet" in page.text
+    assert "the best on validation is trial" in page.text
+    assert f"--resume {run_id}" in page.text
+
+
+def test_more_than_two_classes_have_no_curves(mlflow_store: str, tmp_path: Path) -> None:
+    run_id = make_search(tmp_path, GROUPS, n_classes=3)
+    _, page = page_of(write_report(run_id, tmp_path / "out", n_resamples=FEW))
+    assert "class 2" in page.text
+    names = {f for f in artifacts(run_id, "figures") if f.startswith("figures/roc")}
+    assert names == set()
+
+
+def test_the_same_run_gives_the_same_page(made: str, tmp_path: Path) -> None:
+    first = write_report(made, tmp_path / "a", n_resamples=FEW).read_bytes()
+    assert write_report(made, tmp_path / "b", n_resamples=FEW).read_bytes() == first
+
+
+def test_wrong_runs_are_refused_in_one_line(mlflow_store: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run 'nonsense'") as unknown:
+        write_report("nonsense", tmp_path)
+    assert "\n" not in str(unknown.value)
+    with open_run("compare", "other", experiment="fairtune") as other:
+        pass
+    with pytest.raises(InputError, match="of kind 'compare'.*search, finetune, trial, final"):
+        write_report(other.run_id, tmp_path)
+    with mlflow.start_run() as foreign:
+        pass
+    with pytest.raises(InputError, match="not one of fairtune's"):
+        describe_run(foreign.info.run_id)
+    with open_run("search", "empty", experiment="fairtune") as empty:
+        pass
+    with pytest.raises(InputError, match="no result to report yet: its status is FINISHED"):
+        write_report(empty.run_id, tmp_path)
+    assert not (tmp_path / "report.html").exists()
