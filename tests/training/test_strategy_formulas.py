@@ -289,7 +289,7 @@ def test_the_kept_classifier_gives_the_mean_of_the_groups_outputs() -> None:
     y, g = torch.tensor([0, 1, 0, 1, 1]), torch.tensor([0, 0, 1, 1, 1])
     own = torch.cat([heads[0](x[:2]), heads[1](x[2:])])
     loss = tactic.loss(Batch(model(x), y, g, x), PLAIN)
-    assert float(loss) == pytest.approx(float(PLAIN(own, y)))
+    assert loss.item() == pytest.approx(PLAIN(own, y).item())
     with holding(model, tactic.kept(1)):
         assert torch.allclose(model(x), (heads[0](x) + heads[1](x)) / 2, atol=1e-6)
 

@@ -26,15 +26,20 @@ def rates(labels: np.ndarray, decisions: np.ndarray, groups: pd.DataFrame) -> np
 
 
 def test_error_rates_are_alike_in_all_groups() -> None:
-    labels, scores, groups = sample(4000, 0)
-    new_labels, new_scores, new_groups = sample(4000, 1)
+    labels, scores, groups = sample(20_000, 0)
+    new_labels, new_scores, new_groups = sample(20_000, 1)
     decisions = decide_by_group(labels, scores, groups, new_scores, new_groups)
     before = rates(new_labels, (new_scores[:, 1] > 0.5).astype(int), new_groups)
     after = rates(new_labels, decisions, new_groups)
     assert np.abs(before[0] - before[1]).max() > 0.4
-    assert np.abs(after[0] - after[1]).max() < 0.06
-    again = decide_by_group(labels, scores, groups, new_scores, new_groups)
-    assert np.array_equal(decisions, again)
+    assert np.abs(after[0] - after[1]).max() < 0.03
+
+
+def test_a_seed_gives_the_same_decisions() -> None:
+    labels, scores, groups = sample(200, 0)
+    runs = [decide_by_group(labels, scores, groups, scores, groups, seed=s) for s in (0, 0, 1)]
+    assert np.array_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0], runs[2])
 
 
 def test_what_cannot_be_decided_says_why() -> None:
