@@ -191,7 +191,7 @@ def bits_that_mattered(trials: Trials, objective: Objective) -> Drawing:
     where = np.arange(len(shown))
     axes.barh(where, shown["effect"], color=FILL, edgecolor=SERIES[0], height=0.62)
     axes.errorbar(
-        shown["effect"], where, xerr=shown["se"].fillna(0), fmt="none", ecolor=INK, capsize=2
+        shown["effect"], where, xerr=shown["se"].fillna(0), fmt="none", color=INK, capsize=2
     )
     axes.axvline(0, color=FAINT, linewidth=1)
     axes.set_yticks(where, [short(name) for name in shown.index], fontsize=9)

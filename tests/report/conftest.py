@@ -6,11 +6,12 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from report.samples import make_search
 from search.samples import tiny_config, write_data
 
 from fairtune.interrupt import StopRequest
+from fairtune.report import write_report
 
+FEW = 40
 GROUPS = {"ward": ["a", "b"]}
 HOSTILE = {
     "ward <i>&\"'": [
@@ -25,12 +26,6 @@ HOSTILE = {
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-
-@pytest.fixture
-def made(mlflow_store: str, tmp_path: Path) -> str:
-    """Return the run id of a search made by hand."""
-    return make_search(tmp_path, GROUPS)
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +52,9 @@ def real_search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         mlflow.set_tracking_uri(before)
         mlflow.set_registry_uri("")
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def written(real_search: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the report of the real search once, for the tests that only read it."""
+    return write_report(real_search, tmp_path_factory.mktemp("written"), n_resamples=FEW)
