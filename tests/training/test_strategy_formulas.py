@@ -254,14 +254,14 @@ def algorithm_1(losses: list[float], converge: int, tolerate: int, r: float) -> 
         if level is None:
             window = losses[i - converge + 1 : i + 1]
             if i >= converge - 1 and window[0] == min(window):
-                begin, level = i - converge + 1, r / converge * sum(window)
+                begin, level = i - converge + 1, r * sum(window) / converge
         elif i >= tolerate - 1 and min(losses[i - tolerate + 1 : i + 1]) > level:
             end = i - tolerate
             break
     return [len(losses) - 1] if begin is None else list(range(begin, end + 1))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.integers(1, 20), min_size=1, max_size=25),
     st.integers(1, 4),
