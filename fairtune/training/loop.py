@@ -22,6 +22,7 @@ from fairtune.peft import set_train_mode
 from fairtune.seeding import seed as named_seed
 from fairtune.training.features import feature_tap
 from fairtune.training.groups import group_index
+from fairtune.training.hardware import choose_attention
 from fairtune.training.optimization import class_weights, make_optimizer, make_schedule
 from fairtune.training.predict import predict
 from fairtune.training.recipe import Recipe
@@ -122,6 +123,7 @@ def fine_tune(
     strategy = make_strategy(recipe.strategy, recipe.strategy_options)
     # Channels last is how the batches come, and what convolutions read fastest.
     model.to(device, memory_format=torch.channels_last)
+    choose_attention(model, device, recipe.precision)
     torch.manual_seed(named_seed(seed, "dropout"))
     task = _task(model, train, val, spec, recipe, strategy, seed, device)
     tactic = strategy.start(task)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fairtune.data.batches import eval_batches
-from fairtune.training.hardware import autocast
+from fairtune.training.hardware import autocast, choose_attention
 from fairtune.training.split import ImageSpec, Split
 
 
@@ -31,6 +31,7 @@ def predict(
         never averaged over batches.
     """
     device = device or next(model.parameters()).device
+    choose_attention(model, device, precision)
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     parts = []
