@@ -23,7 +23,12 @@ from fairtune.seeding import seed as named_seed
 from fairtune.training.features import feature_tap
 from fairtune.training.groups import group_index
 from fairtune.training.hardware import choose_attention
-from fairtune.training.optimization import class_weights, make_optimizer, make_schedule
+from fairtune.training.optimization import (
+    LOWEST_LEARNING_RATE,
+    class_weights,
+    make_optimizer,
+    make_schedule,
+)
 from fairtune.training.predict import predict
 from fairtune.training.recipe import Recipe
 from fairtune.training.split import ImageSpec, Split
@@ -207,6 +212,7 @@ def _task(
         epochs=recipe.epochs,
         steps=-(-len(train) // recipe.batch_size),
         learning_rate=recipe.learning_rate,
+        lowest_learning_rate=recipe.learning_rate * LOWEST_LEARNING_RATE,
         seed=named_seed(seed, "strategy"),
         device=device,
         validation_loss=validation_loss,

@@ -216,6 +216,24 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(
         assert torch.allclose(value, states[1][key], atol=1e-4), key
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rest_of_the_recipe_still_holds(
+    name: str, small_train: Split, small_val: Split, recipe: Recipe
+) -> None:
+    changed = with_strategy(
+        recipe,
+        name,
+        layer_decay=0.7,
+        precision="bf16",
+        clip_gradient=0.1,
+        label_smoothing=0.1,
+        class_weights=(1.0, 2.0),
+    )
+    model = model_of(space="tune_attention")
+    result = run(model, small_train, small_val, changed)
+    assert np.isfinite(result.probabilities).all()
+
+
 def test_plain_training_is_the_plainest_loop(
     small_train: Split, small_val: Split, recipe: Recipe
 ) -> None:

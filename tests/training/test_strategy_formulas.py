@@ -55,6 +55,7 @@ def task_of(model: nn.Module, labels: list[int], groups: list[int] | None, **mor
         "epochs": 2,
         "steps": 3,
         "learning_rate": 0.1,
+        "lowest_learning_rate": 0.001,
         "seed": 0,
         "device": CPU,
         "validation_loss": lambda: 0.0,

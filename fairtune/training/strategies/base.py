@@ -48,8 +48,8 @@ class Task:
         Number of groups that occur; 0 unless the strategy `uses_groups`.
     epochs, steps
         Epochs in all, and optimiser steps in each.
-    learning_rate
-        The schedule's peak.
+    learning_rate, lowest_learning_rate
+        The schedule's peak, and where it begins and ends.
     seed
         For the strategy's own draws.
     device
@@ -71,6 +71,7 @@ class Task:
     epochs: int
     steps: int
     learning_rate: float
+    lowest_learning_rate: float
     seed: int
     device: torch.device
     validation_loss: Callable[[], float]

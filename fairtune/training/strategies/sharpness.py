@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from fairtune.training.strategies.base import STRATEGIES, Strategy, Tactic, Task
 from fairtune.training.tensors import still_statistics
 
-LOWEST = 1e-2  # of the schedule's peak, as in `fairtune.training.optimization`
 TINY = 1e-12
 
 
@@ -67,15 +66,16 @@ class SharpnessTactic(Tactic):
     """Computes the gradient twice; `alpha` 0 and equal radii make it SAM, else GSAM."""
 
     def __init__(self, task: Task, *, rho: float, rho_min: float, alpha: float) -> None:
-        self._model, self._peak = task.model, task.learning_rate
+        self._model = task.model
+        self._lowest, self._peak = task.lowest_learning_rate, task.learning_rate
         self._rho, self._rho_min, self._alpha = rho, rho_min, alpha
         self.radius = rho
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Set the radius by the learning rate."""
         rate = max(group["lr"] for group in optimizer.param_groups)
-        low = LOWEST * self._peak
-        share = min(max((rate - low) / (self._peak - low), 0.0), 1.0)
+        share = (rate - self._lowest) / (self._peak - self._lowest)
+        share = min(max(share, 0.0), 1.0)
         self.radius = self._rho_min + (self._rho - self._rho_min) * share
 
     def gradients(self, compute: Callable[[], float], parameters: Sequence[nn.Parameter]) -> float:
