@@ -96,17 +96,18 @@ class TrialRunner:
         objective: Objective,
     ) -> Trial:
         pruning = self.config.search.pruning
+        number = int(run.data.tags[NUMBER])
         return run_trial(
             workspace,
             mask,
             point.learning_rate,
-            seed=named_seed(self.config.seed, "trial", int(run.data.tags[NUMBER])),
+            seed=named_seed(self.config.seed, "trial", number),
             objective=objective,
             log=log,
             extras=point.extras,
             pruner=make_pruner(pruning),
             rungs=pruning.rungs,
-            others_at=lambda rung: self._others_at(rung, log.run_id),
+            at_rung=lambda rung, value: self._at_rung(rung, value, number),
             should_stop=lambda: stop_requested(self.stop, self.parent),
         )
 
@@ -117,10 +118,16 @@ class TrialRunner:
         """Find the run that `open` made; of several (a repeated trial) the last one."""
         return self.parent.children(f"tags.`{KEY}` = '{point.key}'")[-1]
 
-    def _others_at(self, rung: int, run_id: str) -> list[float]:
-        """Read from the store what the other trials were worth at this rung."""
-        values = self.parent.metric_of_children(f"{RUNG}{rung:03d}", "trial")
-        return [value for other, value in values.items() if other != run_id]
+    def _at_rung(self, rung: int, value: float, number: int) -> list[float]:
+        """Tell the others what this trial is worth at a rung; return what they were worth.
+
+        The shared memory is one metric of the parent run per rung, with the trial's number as step:
+        one query whatever the number of trials, and a trial that is repeated counts once.
+        """
+        name = f"{RUNG}{rung:03d}"
+        history = self.parent.client.get_metric_history(self.parent.run_id, name)
+        self.parent.log(metrics={name: value}, step=number)
+        return list({m.step: m.value for m in history if m.step != number}.values())
 
 
 def has_ended(run: Run) -> bool:

@@ -96,7 +96,7 @@ def run_trial(
     extras: Extras = (),
     pruner: Pruner | None = None,
     rungs: tuple[int, ...] = (),
-    others_at: Callable[[int], list[float]] = lambda rung: [],
+    at_rung: Callable[[int, float], list[float]] = lambda rung, value: [],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Trial:
     """Fine-tune under `mask` and log every epoch, the last report, the mask and the delta.
@@ -105,9 +105,9 @@ def run_trial(
     ----------
     extras
         Hyperparameters that take the place of the recipe's, and the rate of stochastic depth.
-    pruner, rungs, others_at
-        At each epoch count in `rungs` the pruner is asked, given what `others_at(rung)` returns:
-        the oriented values of the other trials at that rung.
+    pruner, rungs, at_rung
+        At each epoch count in `rungs` the pruner is asked, given what `at_rung(rung, value)`
+        returns: the oriented values of the other trials at that rung.
     should_stop
         Asked after every epoch; True ends the trial after that epoch.
 
@@ -140,8 +140,9 @@ def run_trial(
             "objective": value,
         }
         if pruner is not None and epoch.number in rungs:
-            metrics[f"{RUNG}{epoch.number:03d}"] = -objective.loss(value)
-            pruned = not pruner.goes_on(-objective.loss(value), others_at(epoch.number))
+            worth = -objective.loss(value)
+            metrics[f"{RUNG}{epoch.number:03d}"] = worth
+            pruned = not pruner.goes_on(worth, at_rung(epoch.number, worth))
         log.log(metrics=metrics, step=epoch.number)
         return not (pruned or should_stop())
 

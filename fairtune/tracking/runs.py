@@ -162,14 +162,6 @@ class RunLog:
             if not token:
                 return runs
 
-    def metric_of_children(self, name: str, kind: str) -> dict[str, float]:
-        """Read one metric of the nested runs of a kind that have it, by run id."""
-        return {
-            run.info.run_id: run.data.metrics[name]
-            for run in self.children(f"tags.`{KIND}` = '{kind}'")
-            if name in run.data.metrics
-        }
-
     def end_children(self, status: str) -> None:
         """Close nested runs that nobody will close any more."""
         for run in self.children("attributes.status = 'RUNNING'"):
