@@ -127,7 +127,7 @@ def fine_tune(
     """
     strategy = make_strategy(recipe.strategy, recipe.strategy_options)
     # Channels last is how the batches come, and what convolutions read fastest.
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     choose_attention(model, device, recipe.precision)
     torch.manual_seed(named_seed(seed, "dropout"))
     task = _task(model, train, val, spec, recipe, strategy, seed, device)
