@@ -58,7 +58,7 @@ def _reached(story: Story, row: Row) -> str:
     chosen = (
         f"{name} won, as no searched mask did better on validation;"
         if name in BASELINES
-        else f"the search, by {_words(story.objective.name)} on validation, chose {name}, which trains "
+        else f"the search, by {words(story.objective.name)} on validation, chose {name}, which trains "
         f"{story.picture.share:.1%} of the parameters of {story.picture.architecture};"
         if story.picture
         else f"the search chose {name};"
@@ -155,7 +155,8 @@ def _unfinished(story: Story) -> list[str]:
     ]
 
 
-def _words(name: str) -> str:
+def words(name: str) -> str:
+    """Write a metric's name for people."""
     return name.replace("_", " ").replace("auroc", "AUROC")
 
 

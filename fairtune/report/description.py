@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from urllib.parse import quote
 
-from fairtune.report.answer import SPLIT_WORDS, answer
+from fairtune.report.answer import SPLIT_WORDS, answer, words
 from fairtune.report.sections import group_tables
 from fairtune.report.story import Story, read_story
 
@@ -35,7 +35,7 @@ def description(story: Story) -> str:
     attributes = ", ".join((story.config.get("data") or {}).get("attributes") or []) or "groups"
     parts = [
         f"**{plain(story.kind.capitalize())}** on **{plain(story.dataset)}**, judged by "
-        f"{plain(attributes)}, for {plain(story.objective.name.replace('_', ' '))}.",
+        f"{plain(attributes)}, for {plain(words(story.objective.name))}.",
         *(plain(sentence) for sentence in answer(story)),
         *_tables(story),
         _links(story),
