@@ -115,6 +115,10 @@ def _result(value: dict[str, Any]) -> None:
     click.echo(json.dumps(_plain(value), default=str, allow_nan=False))
 
 
+def _bits(mask: Any) -> str:
+    return f"{mask.text} ({mask.space})" if mask.text else str(mask.space)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
@@ -143,9 +147,7 @@ def search(
         outcome = run_search(config, source or None, stop, resume=resume or None)
     mask, version = outcome.mask, outcome.version
     click.echo()
-    click.echo(
-        f"mask           {mask.text} ({mask.space}), learning rate {outcome.learning_rate:g}"
-    )
+    click.echo(f"mask           {_bits(mask)}, learning rate {outcome.learning_rate:g}")
     click.echo(f"trains         {mask.trained:,} of {mask.total:,} parameters ({mask.share:.1%})")
     click.echo()
     click.echo(comparison_table(outcome.comparison))
@@ -155,7 +157,10 @@ def search(
         click.echo(f"registered     {version.name} version {version.version}")
         uri = f"models:/{version.name}@{config.register_as.alias}"
         click.echo(f"serve it       mlflow models serve -m {uri} --env-manager local -p 5001")
-    write_report(outcome.run_id)
+    try:
+        write_report(outcome.run_id)
+    except Exception:  # a picture that fails must not hide the result of a finished search
+        logging.getLogger("fairtune").exception("the report could not be written")
     click.echo(f"report         fairtune report --run-id {outcome.run_id} --output report")
     click.echo("see the runs   mlflow ui")
     _result(outcome.summary())
@@ -180,7 +185,7 @@ def finetune(
 
     with handle_signals() as stop:
         run_id, mask, metrics = fine_tune_once(config, source or None, parse_bits(bits), stop)
-    _result({"run_id": run_id, "mask": mask.text, "metrics": metrics})
+    _result({"run_id": run_id, "mask": mask.text or mask.space, "metrics": metrics})
 
 
 @main.command(context_settings=CONTEXT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +58,19 @@ class RegisterConfig(_Section):
         None, description="Name of the registered model; null = do not register."
     )
     alias: str = Field("champion", description="Alias that the new version takes.")
+
+    @model_validator(mode="after")
+    def _registry_takes_them(self) -> RegisterConfig:
+        # The registry itself would refuse them, but only when the whole search is done.
+        if self.name is not None and (not self.name.strip() or set(self.name) & set("/:'\"\\")):
+            raise ValueError(f"name {self.name!r} must be non-empty and without / : ' \" \\")
+        if not re.fullmatch(r"[\w-]+", self.alias) or re.fullmatch(
+            r"latest|v\d+", self.alias, re.I
+        ):
+            raise ValueError(
+                f"alias {self.alias!r} must be letters, digits, _ and -, and neither latest nor v1"
+            )
+        return self
 
 
 class Config(_Section):

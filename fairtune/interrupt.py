@@ -16,15 +16,16 @@ class InterruptedSearchError(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether someone has asked to stop; asked after every epoch."""
+    """Whether someone has asked to stop; asked after every epoch and between the steps of a job."""
 
     def __init__(self) -> None:
         self.requested = False
+        self.reason = "stopped by Ctrl-C"
 
     def check(self) -> None:
         """Raise if a stop was requested."""
         if self.requested:
-            raise InterruptedSearchError("stopped by Ctrl-C")
+            raise InterruptedSearchError(self.reason)
 
 
 @contextmanager
@@ -36,10 +37,12 @@ def handle_signals() -> Iterator[StopRequest]:
         if stop.requested:
             raise InterruptedSearchError("stopped by a second Ctrl-C")
         stop.requested = True
-        logger.warning("stopping after this epoch; Ctrl-C again stops at once")
+        logger.warning("stopping after this epoch or step; Ctrl-C again stops at once")
 
     def on_terminate(signum: int, frame: FrameType | None) -> None:
-        raise InterruptedSearchError("stopped by SIGTERM")
+        # Remembered as well: Python drops what is raised while it runs a finaliser or a callback.
+        stop.requested, stop.reason = True, "stopped by SIGTERM"
+        raise InterruptedSearchError(stop.reason)
 
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, on_interrupt),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fairtune.config import Config
+from fairtune.errors import InputError
 from fairtune.peft import apply_mask, get_space, head_names, weights_hash
 from fairtune.peft.checkpoint import write_weights
 from fairtune.seeding import seed as named_seed
@@ -33,7 +35,14 @@ def pretrain(config: Config, source: str | None, output: Path) -> Pretrained:
     """Train from scratch as the configuration says and write all but the head.
 
     The file is written under a temporary name and renamed: never half a file.
+
+    Raises
+    ------
+    InputError
+        No such folder, before any training; what `open_workspace` raises.
     """
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"no folder {output.absolute().parent} to write {output.name} into")
     workspace = open_workspace(config, source)
     seed = named_seed(config.seed, "pretrain")
     model = workspace.base.fresh(seed, from_scratch=True)
@@ -59,7 +68,11 @@ def pretrain(config: Config, source: str | None, output: Path) -> Pretrained:
     model.cpu()
     head = set(head_names(model))
     body = {name: value for name, value in model.state_dict().items() if name not in head}
-    metadata = {"architecture": config.model.architecture, "config": config.to_yaml()}
+    metadata = {
+        "architecture": config.model.architecture,
+        "options": json.dumps(config.model.options),
+        "config": config.to_yaml(),
+    }
     write_weights(output, body, metadata)
     return Pretrained(
         output, output.stat().st_size, weights_hash(model), result.report.headline["accuracy"]

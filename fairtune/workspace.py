@@ -10,16 +10,19 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from torch import nn
 
 from fairtune.config import Config, parse_config
 from fairtune.data import Manifest, Store, load_dataset, open_store
+from fairtune.errors import InputError
 from fairtune.fairness import get_objective
 from fairtune.peft import BaseModel, Mask, Space, apply_mask, get_space
 from fairtune.seeding import seed as named_seed
-from fairtune.training import ImageSpec, Split, choose_device
+from fairtune.training import ImageSpec, Recipe, Split, choose_device, class_weights
+from fairtune.training.optimization import make_optimizer, make_schedule
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,29 @@ def _open(config_yaml: str, source: str | None) -> Workspace:
         seed=named_seed(config.seed, "base"),
     )
     space.bit_names(base.model)  # a space that does not fit is refused before images are decoded
+    _check_size(base, data.image_size)
+    _check_recipe(base, config.train, manifest)
     store = open_store(manifest, data.store_size or data.image_size, on_bad_image=data.on_bad_image)
     spec = ImageSpec(data.image_size, *base.normalization)
     return Workspace(config, store.manifest, store, spec, base, space, device)
+
+
+@torch.inference_mode()
+def _check_size(base: BaseModel, size: int) -> None:
+    """Let one blank image through the model: most transformers take one size only."""
+    try:
+        base.model(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        height, width = base.input_size
+        raise InputError(
+            f"{base.architecture} cannot see images of data.image_size={size}: "
+            f"{str(error).splitlines()[0].rstrip('.')}; it is built for {height} x {width}: set "
+            f"data.image_size={height}, or model.options={{img_size: {size}}} where it has that option"
+        ) from None
+
+
+def _check_recipe(base: BaseModel, recipe: Recipe, manifest: Manifest) -> None:
+    """Make once what each fine-tune makes, so that what does not fit is said before any of them."""
+    make_schedule(make_optimizer(base.model, recipe, None), recipe, steps=10)
+    labels = manifest.table.loc[manifest.table["split"] == "train", "label"].to_numpy(np.int64)
+    class_weights(labels, len(manifest.classes), recipe.class_weights)

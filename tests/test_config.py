@@ -124,3 +124,20 @@ def test_differing_keys_are_dotted(minimal: Path) -> None:
 def test_a_configuration_is_frozen(minimal: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config(minimal).seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("register.name=a/b", "must be non-empty and without"),
+        ("register.alias=latest", "neither latest nor v1"),
+        ("register.alias=V2", "neither latest nor v1"),
+        ("register.alias=a b", "must be letters"),
+    ],
+)
+def test_what_the_registry_would_refuse_in_the_end_is_refused_at_once(
+    override: str, says: str
+) -> None:
+    config = next((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+    with pytest.raises(InputError, match=says):
+        load_config(config, [override])

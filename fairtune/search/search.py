@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import pandas as pd
 import yaml
+from mlflow.entities import Run
 from torch import nn
 
 from fairtune.config import Config, differing_keys, parse_config
@@ -101,6 +103,9 @@ def search(
     if resume:
         check_resumable(existing_run(resume), config)
     workspace = open_workspace(config, source)
+    if resume:
+        check_same_data(existing_run(resume).data(), workspace)
+    stop.check()
     with open_run("search", run_name(config), experiment=EXPERIMENT, resume=resume) as log:
         executor = make_executor(config.search, device=config.device)
         describe(log, workspace, source)
@@ -147,6 +152,21 @@ def check_resumable(log: RunLog, config: Config) -> None:
         )
 
 
+def check_same_data(run: Run, workspace: Workspace) -> None:
+    """Refuse to go on with a run on other data or another base model than it was made from."""
+    have = {
+        "fairtune.dataset_digest": ("data", workspace.manifest.digest),
+        "fairtune.base_hash": ("base weights", workspace.base.hash),
+    }
+    for tag, (what, now) in have.items():
+        before = run.data.tags.get(tag)
+        if before and before != now:
+            raise InputError(
+                f"run {run.info.run_id} was made from {what} with digest {before}, now it is {now}: "
+                "give the same --source and weights"
+            )
+
+
 def describe(log: RunLog, workspace: Workspace, source: str | None) -> None:
     """Write to a run what it is about: configuration, data set, base model."""
     config = workspace.config
@@ -161,6 +181,7 @@ def describe(log: RunLog, workspace: Workspace, source: str | None) -> None:
             **({"fairtune.source": source} if source else {}),
         }
     )
+    log.json("facts.json", _facts(workspace))
     log_dataset(
         log,
         workspace.manifest.table,
@@ -168,6 +189,19 @@ def describe(log: RunLog, workspace: Workspace, source: str | None) -> None:
         digest=workspace.manifest.digest,
         context="training",
     )
+
+
+def _facts(workspace: Workspace) -> dict[str, Any]:
+    """Gather what a report needs and a run does not say: classes, what was left out, shapes."""
+    libraries = ("fairtune", "torch", "timm", "mlflow", "hyperopt", "fairlearn", "scikit-learn")
+    return {
+        "classes": list(workspace.manifest.classes),
+        "provenance": dict(workspace.manifest.provenance),
+        "parameters": {
+            name: list(value.shape) for name, value in workspace.base.model.named_parameters()
+        },
+        "versions": {name: version(name) for name in libraries},
+    }
 
 
 def run_finals(

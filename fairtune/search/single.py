@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import yaml
-from mlflow.entities import Run
 
 from fairtune.config import Config, parse_config
 from fairtune.errors import InputError
 from fairtune.fairness import check_groups, get_objective
 from fairtune.interrupt import InterruptedSearchError, StopRequest
 from fairtune.peft import Mask
-from fairtune.search.search import EXPERIMENT, describe, register_version
+from fairtune.search.search import EXPERIMENT, check_same_data, describe, register_version
 from fairtune.search.trial import mask_params, mask_tags, run_trial
 from fairtune.search.winner import SPLITS, evaluate_run, load_model
 from fairtune.seeding import seed as named_seed
@@ -40,6 +39,7 @@ def fine_tune_once(
     (run id, mask, validation metrics)
     """
     workspace = open_workspace(config, source)
+    stop.check()
     mask = workspace.mask(bits)
     objective = get_objective(config.search.objective)
     val = workspace.split("val")
@@ -85,7 +85,7 @@ def evaluate_once(run_id: str, source: str | None) -> dict[str, float]:
     run = log.data()
     if "test/auroc" not in run.data.metrics:
         workspace = workspace_of(log, source)
-        _check_data(run, workspace)
+        check_same_data(run, workspace)
         evaluate_run(workspace, log, {name: workspace.split(name) for name in SPLITS})
         run = log.data()
     wanted = (*SPLITS, "threshold")
@@ -101,12 +101,3 @@ def register_run(
     workspace = workspace_of(log, source)
     model, mask = load_model(workspace, log)
     return register_version(log, workspace, model, mask, metrics, name=name, alias=alias)
-
-
-def _check_data(run: Run, workspace: Workspace) -> None:
-    before = run.data.tags.get("fairtune.dataset_digest")
-    if before and before != workspace.manifest.digest:
-        raise InputError(
-            f"run {run.info.run_id} was made on data with digest {before}, the data now has "
-            f"{workspace.manifest.digest}: give the same --source"
-        )
