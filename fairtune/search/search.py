@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib import metadata
 from typing import Any
 
 import pandas as pd
@@ -200,7 +200,7 @@ def _facts(workspace: Workspace) -> dict[str, Any]:
         "parameters": {
             name: list(value.shape) for name, value in workspace.base.model.named_parameters()
         },
-        "versions": {name: version(name) for name in libraries},
+        "versions": {name: metadata.version(name) for name in libraries},
     }
 
 
