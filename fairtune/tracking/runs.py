@@ -16,7 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from fairtune.errors import FairtuneError, InputError
+from fairtune.tracking.signals import signals_held
 from fairtune.tracking.stores import prepare_store
 
 if TYPE_CHECKING:
@@ -207,14 +208,24 @@ def open_run(
     InputError
         When the store cannot be reached or written, at first or later, or a disk is full.
     """
-    with store_errors():
-        log = _start(kind, name, experiment, resume)
+    with ExitStack() as held:
+        with store_errors():
+            prepare_store(mlflow.get_tracking_uri())
+            held.enter_context(signals_held())
+            log = _start(kind, name, experiment, resume)
+        with _closing(log, kind):
+            held.close()  # a request to stop that came meanwhile takes effect here
+            yield log
+
+
+@contextmanager
+def _closing(log: RunLog, kind: str) -> Iterator[None]:
     try:
-        yield log
+        yield
     except KeyboardInterrupt:
-        _close(log, "KILLED")
         if kind == "search":
             logger.warning("to go on where it stopped: fairtune search --resume %s …", log.run_id)
+        _close(log, "KILLED")
         raise
     except BaseException as error:
         _close(log, "FAILED", error)
@@ -292,7 +303,6 @@ def _client(uri: str) -> MlflowClient:
 
 def _start(kind: str, name: str, experiment: str, resume: str | None) -> RunLog:
     uri = mlflow.get_tracking_uri()
-    prepare_store(uri)
     given = os.environ.pop("MLFLOW_RUN_ID", None)
     if resume is not None:
         log = existing_run(resume)
@@ -319,10 +329,11 @@ def _provenance() -> dict[str, str]:
 
 def _close(log: RunLog, status: str, error: BaseException | None = None) -> None:
     try:
-        log.end_children("FAILED" if status == "FINISHED" else status)
-        if error is not None:
-            log.log(tags={"fairtune.error": one_line(error)})
-        log.end(status)
+        with signals_held():
+            log.end_children("FAILED" if status == "FINISHED" else status)
+            if error is not None:
+                log.log(tags={"fairtune.error": one_line(error)})
+            log.end(status)
     except STORE_ERRORS as failure:
         logger.warning("run %s could not be closed as %s: %s", log.run_id, status, _reason(failure))
 

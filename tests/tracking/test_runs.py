@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+import warnings
 from pathlib import Path
 
 import mlflow
@@ -187,3 +189,41 @@ def test_sigterm_ends_runs_as_killed() -> None:
     log = existing_run(run_id)
     assert status(log) == "KILLED"
     assert [run.info.status for run in log.children()] == ["KILLED"]
+
+
+def test_whoever_presses_ctrl_c_over_and_over_leaves_no_run_running() -> None:
+    pressed = threading.Event()
+
+    def press() -> None:
+        while not pressed.wait(0.03):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    finger = threading.Thread(target=press)
+    before = signal.signal(signal.SIGINT, lambda signum, frame: None)
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            handle_signals(),
+            open_run("search", "s", experiment="e") as log,
+        ):
+            children = [log.child(f"trial-{i:03d}", "trial") for i in range(20)]
+            finger.start()
+            time.sleep(30)
+    finally:
+        pressed.set()
+        finger.join()
+        signal.signal(signal.SIGINT, before)
+    assert {status(run) for run in (log, *children)} == {"KILLED"}
+
+
+def test_a_sigterm_that_is_dropped_is_remembered() -> None:
+    class Finalised:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with handle_signals() as stop:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Finalised()
+        with pytest.raises(InterruptedSearchError, match="SIGTERM"):
+            stop.check()
