@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
@@ -17,6 +18,7 @@ import torch
 from mlflow import MlflowClient
 from search.conftest import children
 from search.samples import tiny_config
+from search.test_resume import command, environment
 from search.test_spark import end, free_port, wait_for
 from search.test_whole_search import ONE_FINAL, Runner, only_search
 
@@ -79,24 +81,28 @@ def test_a_full_disk_ends_the_search_in_one_line_and_it_can_go_on(
     assert [run.info.status for run in trials].count("FINISHED") == 3
 
 
-def test_two_searches_at_once_keep_to_themselves(store: str, source: str) -> None:
-    config = tiny_config(search__trials=4, search__final=ONE_FINAL)
-    outcomes = []
-
-    def run() -> None:
-        outcomes.append(search(config, source, StopRequest()))
-
-    threads = [threading.Thread(target=run) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    first, second = outcomes
-    assert first.run_id != second.run_id
-    for outcome in outcomes:
-        trials = children(outcome.run_id, "trial")
+def test_two_searches_at_once_keep_to_themselves(store: str, source: str, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny_config(search__trials=4, search__final=ONE_FINAL).to_yaml())
+    drivers = [
+        subprocess.Popen(
+            command(path, source),
+            env=environment(store),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    told = [driver.communicate() for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], told
+    run_ids = {json.loads(out.splitlines()[-1])["run_id"] for out, _ in told}
+    assert len(run_ids) == 2
+    for run_id in run_ids:
+        trials = children(run_id, "trial")
         assert [run.data.tags["fairtune.number"] for run in trials] == ["0", "1", "2", "3"]
-        assert {run.info.status for run in children(outcome.run_id)} == {"FINISHED"}
+        assert {run.info.status for run in children(run_id)} == {"FINISHED"}
 
 
 OPEN = """

@@ -23,8 +23,8 @@ from fairtune.training import (
     make_strategy,
     predict,
 )
-from tests.training.conftest import SIZE, make_split
-from tests.training.test_loop import CONV, CPU, VIT, model_of
+from training.conftest import SIZE, make_split
+from training.test_loop import CONV, CPU, VIT, model_of
 
 MASKS = ["linear_readout", "tune_layernorm", "fullft"]
 NAMES = sorted(STRATEGIES)

@@ -25,7 +25,7 @@ from fairtune.training.strategies.end import penalties
 from fairtune.training.strategies.fscl import fair_contrast
 from fairtune.training.strategies.swad import Valley
 from fairtune.training.tensors import TrainedTensors, estimate_statistics, holding
-from tests.training.test_loop import CONV, CPU, model_of
+from training.test_loop import CONV, CPU, model_of
 
 PLAIN = nn.CrossEntropyLoss()
 
