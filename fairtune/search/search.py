@@ -73,7 +73,7 @@ class SearchOutcome:
         return {
             "run_id": self.run_id,
             "best_run_id": self.best_run_id,
-            "mask": self.mask.text,
+            "mask": self.mask.text or self.mask.space,
             "mask_fingerprint": self.mask.fingerprint,
             "trained_share": self.mask.share,
             "learning_rate": self.learning_rate,
