@@ -18,8 +18,8 @@ import torch
 from mlflow import MlflowClient
 from search.conftest import children
 from search.samples import tiny_config
+from search.servers import end, free_port, wait_for
 from search.test_resume import command, environment
-from search.test_spark import end, free_port, wait_for
 from search.test_whole_search import ONE_FINAL, Runner, only_search
 
 from fairtune.errors import InputError
