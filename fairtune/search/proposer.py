@@ -8,6 +8,7 @@ and a proposal depends on nothing but the trials before it.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,12 +32,10 @@ def algorithm(name: str, startup_trials: int) -> Suggest:
     if name == "tpe":
         return partial(tpe.suggest, n_startup_jobs=startup_trials)
     if name == "atpe":
-        try:
-            from hyperopt import atpe
-        except ImportError:
-            raise InputError(
-                "search.algorithm=atpe needs lightgbm: pip install 'hyperopt[ATPE]'"
-            ) from None
+        if importlib.util.find_spec("lightgbm") is None:  # hyperopt itself looks for it too late
+            raise InputError("search.algorithm=atpe needs lightgbm: pip install 'hyperopt[ATPE]'")
+        from hyperopt import atpe
+
         suggest = atpe.suggest
         return suggest
     suggest = {"rand": rand.suggest, "anneal": anneal.suggest}[name]

@@ -27,6 +27,7 @@ from fairtune.search.summary import summarize
 from fairtune.search.trial import mask_params, mask_tags
 from fairtune.search.winner import (
     COMPARED,
+    GAP,
     FinalEvaluation,
     comparison,
     evaluate_finals,
@@ -35,7 +36,7 @@ from fairtune.search.winner import (
 from fairtune.serving.spec import ServingSpec
 from fairtune.tracking.model_card import write_model_card
 from fairtune.tracking.registry import RegisteredVersion, register_model
-from fairtune.tracking.runs import KIND, RunLog, existing_run, log_dataset, open_run
+from fairtune.tracking.runs import KIND, RunLog, existing_run, log_dataset, open_run, split_metrics
 from fairtune.workspace import Workspace, open_workspace
 
 logger = logging.getLogger(__name__)
@@ -239,11 +240,11 @@ def conclude(
     best = log.sibling(typical.run_id)
     model, mask = load_model(workspace, best)
     table = comparison(evaluations, winner.candidate.name)
-    metrics = {
-        key: value
-        for key, value in best.data().data.metrics.items()
-        if key.partition("/")[0] in typical.reports or key == "threshold"
+    judged = {
+        key for name, report in typical.reports.items() for key in split_metrics(name, report)
     }
+    judged |= {f"{name}/{GAP}" for name in typical.reports} | {"threshold"}
+    metrics = {key: value for key, value in best.data().data.metrics.items() if key in judged}
     rate = winner.candidate.learning_rate
     params = mask_params(mask, rate, winner.candidate.extras)
     log.log(

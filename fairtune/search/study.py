@@ -155,8 +155,10 @@ class _Past:
         return [int(run.data.tags[NUMBER]) for _, run in self.done]
 
     def close_unfinished(self, runner: TrialRunner) -> None:
+        """Close what a killed process left open: its trials, and its final runs."""
         for run_id in self.unfinished_runs:
             runner.parent.sibling(run_id).end("KILLED")
+        runner.parent.end_children("KILLED")
 
     def restore(self, trials: Trials, runner: TrialRunner, objective: Objective) -> None:
         """Write the past into hyperopt's trials, as if this process had run them."""

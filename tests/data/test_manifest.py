@@ -110,7 +110,7 @@ def test_digest_follows_content_alone() -> None:
 
 
 def test_digest_is_the_same_in_another_process() -> None:
-    code = "from data.test_manifest import manifest; print(manifest().digest)"
+    code = "from tests.data.test_manifest import manifest; print(manifest().digest)"
     found = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -185,6 +185,8 @@ def test_a_final_run_that_fails_costs_its_candidate_alone(
 class StopAt(StopRequest):
     """Asks to stop once it has been asked this often."""
 
+    reason = "stopped by Ctrl-C"
+
     def __init__(self, after: int) -> None:
         self.left = after
 
