@@ -69,9 +69,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
     parser.add_argument("--first", type=int, default=1000, help="the first seed (default 1000)")
     parser.add_argument("--rows", type=Path, nargs="*", default=[], help="CSV files to add")
-    parser.add_argument("--save", type=Path, help="CSV file to write the seeds' rows to")
+    parser.add_argument("--save", type=Path, help="CSV file to write the rows to")
     arguments = parser.parse_args()
     known = [pd.read_csv(path) for path in arguments.rows]
+    save = arguments.save and arguments.save.resolve()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
@@ -79,8 +80,8 @@ def main() -> None:
         seeds = range(arguments.first, arguments.first + arguments.seeds)
         rows = pd.concat([*known, *(one_seed(seed) for seed in seeds)])
         os.chdir(Path(__file__).parent)
-    if arguments.save:
-        rows.to_csv(arguments.save, index=False)
+    if save:
+        rows.to_csv(save, index=False)
     print(summary(rows).to_string(index=False))
     print()
     print("\n".join(differences(rows)))
