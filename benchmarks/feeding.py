@@ -28,7 +28,8 @@ from torchvision import transforms
 from torchvision.transforms.v2 import functional as functional_v2
 from tqdm import tqdm
 
-from fairtune.data.batches import Augmentation, _Resampler, train_batches
+from fairtune.data.batches import Augmentation, train_batches
+from fairtune.data.resampling import Resampler
 
 BATCH = 64
 HALF = (0.5, 0.5, 0.5)
@@ -121,7 +122,7 @@ def ways(images: np.ndarray, size: int) -> dict[str, Callable[[], Tensor]]:
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(images))[:BATCH]
     boxes, flips = Augmentation().draw(BATCH, size, size, rng)
-    resample = _Resampler(torch.from_numpy(images[:]), size, HALF, HALF, torch.device("cpu"))
+    resample = Resampler(torch.from_numpy(images[:]), size, HALF, HALF, torch.device("cpu"))
     flip = torch.from_numpy(flips)
     crop = kornia.augmentation.RandomResizedCrop(
         (size, size), cropping_mode="resample", align_corners=False

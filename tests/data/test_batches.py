@@ -9,11 +9,11 @@ from torchvision.transforms.v2 import functional as reference
 
 from fairtune.data.batches import (
     Augmentation,
-    _Resampler,
     balanced_weights,
     eval_batches,
     train_batches,
 )
+from fairtune.data.resampling import Resampler
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 PLAIN = Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1), horizontal_flip=0)
@@ -57,7 +57,7 @@ def levels(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("size", [9, 24, 60, 128])
 def test_crops_are_those_of_torchvision(images, way, size):
     boxes, flips = Augmentation().draw(len(images), 30, 44, np.random.default_rng(1))
-    resample = _Resampler(torch.from_numpy(images), size, MEAN, STD, torch.device("cpu"))
+    resample = Resampler(torch.from_numpy(images), size, MEAN, STD, torch.device("cpu"))
     x = getattr(resample, way)(np.arange(len(images)), boxes, flips).permute(0, 3, 1, 2)
     for i, (top, left, height, width) in enumerate(boxes.tolist()):
         picture = torch.from_numpy(images[i]).permute(2, 0, 1)
@@ -154,7 +154,7 @@ def test_batches_that_are_kept_are_not_overwritten(images):
 
 
 def test_memory_of_batches_let_go_is_used_again(images):
-    resample = _Resampler(torch.from_numpy(images), 24, MEAN, STD, torch.device("cpu"))
+    resample = Resampler(torch.from_numpy(images), 24, MEAN, STD, torch.device("cpu"))
     one = (np.arange(4), np.tile([0, 0, 30, 44], (4, 1)), np.zeros(4, dtype=bool))
     x = resample(*one)
     address, view = x.data_ptr(), x[1:, 0]

@@ -1,0 +1,163 @@
+"""Cutting boxes out of decoded images, resized, flipped and normalised: the pixels of a batch.
+
+How a batch is resampled depends on where it is wanted, because the two fastest ways differ
+(`benchmarks/feeding.py` measures both, and others that were left):
+
+- on a CPU each crop is resized as 8-bit integers straight out of the map, by the vectorised
+  resize of PyTorch, and lands, normalised, in a buffer that is used again when the caller has let
+  go of it (fresh memory for each batch would cost more than all the arithmetic);
+- on an accelerator the whole batch is resampled at once by two batched matrix products, one for
+  the rows and one for the columns, whose matrices hold each sample's crop, filter and flip.
+
+Both are bilinear with antialiasing and agree with `torchvision`'s `resized_crop` to the rounding of
+8-bit integers.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+# A sample's place in the batch (size, size, 3), its row, its box, whether it is mirrored.
+Sample = tuple[npt.NDArray[np.float32], int, list[int], bool]
+
+PARALLEL_GRAIN = 32_767  # elements that PyTorch works on in one thread
+
+
+class Resampler:
+    """Cuts boxes out of images, resizes, flips and normalises them, onto a device.
+
+    A sum over pixels and an affine map of the intensities are all it takes, so that
+    ``(x / 255 - mean) / std`` is written as ``x * scale + offset``.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+    ) -> None:
+        self.images, self.size, self.device = images, size, device
+        scale = 1 / (255 * torch.tensor(std, dtype=torch.float32))
+        offset = -torch.tensor(mean, dtype=torch.float32) / torch.tensor(std, dtype=torch.float32)
+        # One row of pixels, (size * 3,): the processor's vectors then run along the row.
+        self.scale, self.offset = (t.repeat(size).to(device) for t in (scale, offset))
+        self._free: list[npt.NDArray[np.float32]] = []
+        # PyTorch splits an operation on more elements than the grain over threads, which for so
+        # small an image costs more than it gains: so strips below the grain, and, where an image
+        # has several, threads that take whole samples (1.5 to 2 times as fast at 224 px).
+        self._strip = max(1, PARALLEL_GRAIN // (3 * size))
+        self._n_threads = torch.get_num_threads() if self._strip < size else 1
+        self._threads = ThreadPoolExecutor(self._n_threads) if self._n_threads > 1 else None
+
+    def __call__(
+        self,
+        rows: npt.NDArray[np.int64],
+        boxes: npt.NDArray[np.int64],
+        flips: npt.NDArray[np.bool_],
+    ) -> Tensor:
+        """Return (B, 3, size, size) float32 for B rows, (B, 4) boxes and (B,) flips."""
+        on_cpu = self.device.type == "cpu" and self.images.device.type == "cpu"
+        out = (self._one_by_one if on_cpu else self._at_once)(rows, boxes, flips)
+        return out.permute(0, 3, 1, 2)
+
+    def _one_by_one(
+        self,
+        rows: npt.NDArray[np.int64],
+        boxes: npt.NDArray[np.int64],
+        flips: npt.NDArray[np.bool_],
+    ) -> Tensor:
+        """Resample in 8-bit integers, a sample at a time while it is in the cache."""
+        memory = self._memory(len(rows))
+        samples = list(zip(memory, rows.tolist(), boxes.tolist(), flips.tolist(), strict=True))
+        if self._threads is None:
+            self._fill(samples)
+        else:
+            shares = [samples[i :: self._n_threads] for i in range(self._n_threads)]
+            list(self._threads.map(self._fill, shares))
+        return torch.from_numpy(memory)
+
+    def _fill(self, samples: Sequence[Sample]) -> None:
+        """Write each sample's crop to its place in the batch."""
+        size = self.size
+        for place, row, (top, left, height, width), flip in samples:
+            crop = self.images[row : row + 1, top : top + height, left : left + width]
+            resized = torch.nn.functional.interpolate(
+                crop.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True
+            )
+            if flip:
+                resized = resized.flip(3)
+            pixels = resized[0].permute(1, 2, 0).reshape(size, size * 3)
+            target = torch.from_numpy(place).view(size, size * 3)
+            for start in range(0, size, self._strip):
+                strip = slice(start, start + self._strip)
+                torch.addcmul(self.offset, pixels[strip], self.scale, out=target[strip])
+
+    def _memory(self, n: int) -> npt.NDArray[np.float32]:
+        """Return (n, size, size, 3) of memory that no earlier batch's tensor holds.
+
+        A tensor made from an array keeps the array alive for as long as any view of the tensor
+        lives, wherever the caller put it; when the loan dies, its memory is free again.
+        """
+        shape = (n, self.size, self.size, 3)
+        fits = [i for i, memory in enumerate(self._free) if memory.shape == shape]
+        memory = self._free.pop(fits[0]) if fits else np.empty(shape, dtype=np.float32)
+        loan = memory.view()
+        weakref.finalize(loan, self._free.append, memory).atexit = False
+        return loan
+
+    def _at_once(
+        self,
+        rows: npt.NDArray[np.int64],
+        boxes: npt.NDArray[np.int64],
+        flips: npt.NDArray[np.bool_],
+    ) -> Tensor:
+        """Resample by two batched matrix products, one for rows and one for columns."""
+        batch = self.images[torch.from_numpy(rows).to(self.images.device)]  # (B, H, W, 3)
+        if batch.device != self.device and self.device.type == "cuda":
+            batch = batch.pin_memory()
+        batch = batch.to(self.device, non_blocking=True).float()
+        n, height, width, _ = batch.shape
+        top, left, h, w = torch.from_numpy(boxes.astype(np.float32)).to(self.device).unbind(1)
+        down = filter_matrix(top, h, height, self.size)  # (B, size, H)
+        across = filter_matrix(left, w, width, self.size)  # (B, size, W)
+        mirrored = torch.from_numpy(flips).to(self.device)[:, None, None]
+        across = torch.where(mirrored, across.flip(1), across)
+        half = torch.bmm(down, batch.reshape(n, height, width * 3)).view(n, self.size, width, 3)
+        whole = torch.matmul(across[:, None], half)  # (B, 1, size, W) @ (B, size, W, 3)
+        flat = whole.view(n, self.size, self.size * 3)
+        return torch.addcmul(self.offset, flat, self.scale).view_as(whole)
+
+
+def filter_matrix(start: Tensor, length: Tensor, extent: int, size: int) -> Tensor:
+    """Build the matrices that resize one axis of `extent` pixels, cropped, to `size` pixels.
+
+    The filter is a triangle as wide as two output pixels, or two input pixels where the crop is
+    enlarged, cut off at the crop's border and scaled to sum 1: that of Pillow and PyTorch.
+
+    Parameters
+    ----------
+    start, length
+        (B,) float: where each sample's crop begins and how long it is, in input pixels.
+
+    Returns
+    -------
+    Tensor
+        (B, size, extent) float32, rows of sum 1.
+    """
+    step = (length / size)[:, None, None]
+    output = torch.arange(size, device=start.device) + 0.5
+    centre = start[:, None, None] + output[None, :, None] * step  # (B, size, 1)
+    pixel = torch.arange(extent, device=start.device) + 0.5  # (extent,)
+    weights = (1 - (pixel - centre).abs() / step.clamp(min=1)).clamp(min=0)
+    begin, end = start[:, None, None], (start + length)[:, None, None]
+    weights = weights * ((pixel > begin) & (pixel < end))
+    return weights / weights.sum(2, keepdim=True)
