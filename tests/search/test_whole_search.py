@@ -205,7 +205,13 @@ def assert_closed_as_killed() -> Run:
     return parent
 
 
-@pytest.mark.parametrize("after", [0, 2, 3, 6, 9, 30])
+def test_a_stop_request_before_the_run_opens_none(store: str, source: str) -> None:
+    with pytest.raises(InterruptedSearchError):
+        search(tiny_config(), source, StopAt(0))
+    assert MlflowClient().get_experiment_by_name("fairtune") is None
+
+
+@pytest.mark.parametrize("after", [2, 3, 6, 9, 30])
 def test_a_stop_request_closes_everything_as_killed(store: str, source: str, after: int) -> None:
     with pytest.raises(InterruptedSearchError):
         search(tiny_config(), source, StopAt(after))
