@@ -1,0 +1,84 @@
+"""Commands about what training gave: report, register, promote, monitor."""
+
+from __future__ import annotations
+
+import click
+
+from fairtune.cli._common import CONTEXT, print_result
+from fairtune.errors import InputError
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--run-id", required=True, help="A search, trial or fine-tune.")
+@click.option("--output", default="", help="Folder for report.html and figures/, beside the run.")
+def report(run_id: str, output: str) -> None:
+    """Write the report of a run: one HTML file, also an artifact that the tracking UI shows."""
+    from fairtune.report import write_report
+
+    path = write_report(run_id, output or None)
+    print_result({"run_id": run_id, "report": str(path)})
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--run-id", required=True, help="A finished search, trial or fine-tune.")
+@click.option("--name", required=True, help="Name of the registered model.")
+@click.option("--alias", default="", help="Alias for the new version; `promote` sets champion.")
+@click.option("--source", default="", help="Where the data is, if not where it was.")
+def register(run_id: str, name: str, alias: str, source: str) -> None:
+    """Register the model of a run, with its figures on test as tags of the version."""
+    from fairtune.search.single import register_run
+
+    version = register_run(run_id, name, source or None, alias=alias or None)
+    click.echo(f"registered {version.name} version {version.version}")
+    print_result({"run_id": run_id, "model_name": name, "model_version": version.version})
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--name", required=True, help="Name of the registered model.")
+@click.option("--version", default="", help="The candidate.")
+@click.option("--rollback", is_flag=True, help="Make the previous champion the champion again.")
+@click.option("--worst-group-margin", default=0.01, help="Worst-group AUROC may be lower by this.")
+@click.option("--auroc-margin", default=0.01, help="Overall AUROC may be lower by this.")
+@click.option("--equalized-odds-limit", default=0.3, help="Highest equalized odds difference.")
+@click.option("--min-auroc", default=0.7, help="For a first version: lowest overall AUROC.")
+@click.option("--min-worst-group-auroc", default=0.6, help="For a first version: worst group.")
+def promote(name: str, version: str, rollback: bool, **limits: float) -> None:
+    """Make a version the champion if it is not worse where it matters.
+
+    Candidate and champion are compared on the same test images by a bootstrap over patients. Exit
+    code 3 and the table of what failed when the gate says no.
+
+    \b
+    Example:
+      fairtune promote --name fairtune-demo --version 2
+    """
+    from fairtune.tracking.gate import GateLimits
+    from fairtune.tracking.gate import promote as run_promote
+    from fairtune.tracking.gate import rollback as run_rollback
+
+    if rollback == bool(version):
+        raise InputError("give either --version N or --rollback")
+    decision = (
+        run_rollback(name) if rollback else run_promote(name, version, limits=GateLimits(**limits))
+    )
+    click.echo(decision.text)
+    print_result(
+        {"model_name": name, "model_version": decision.version, "outcome": decision.outcome}
+    )
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--name", required=True, help="Name of the registered model.")
+@click.option(
+    "--predictions", required=True, help="CSV or Parquet, as predictions/test.parquet is."
+)
+@click.option("--margin", default=0.05, help="A figure may be worse than registered by this.")
+def monitor(name: str, predictions: str, margin: float) -> None:
+    """Compare logged predictions with the champion's figures; exit code 3 when a limit is broken."""
+    from fairtune.tracking.monitor import monitor as run_monitor
+
+    report = run_monitor(predictions, name, margin=margin)
+    click.echo(report.text)
+    print_result(
+        {"run_id": report.run_id, "model_version": report.version, "broken": report.broken}
+    )

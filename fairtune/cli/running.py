@@ -1,0 +1,90 @@
+"""Commands that train: search, finetune, evaluate."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import click
+
+from fairtune.cli._common import CONTEXT, config_options, print_result, read_config
+
+
+def _bits(mask: Any) -> str:
+    return f"{mask.text} ({mask.space})" if mask.text else str(mask.space)
+
+
+@click.command(context_settings=CONTEXT)
+@config_options
+@click.option("--resume", default="", metavar="RUN_ID", help="Continue a search that was cut off.")
+def search(
+    config_path: str, overrides: tuple[str, ...], override_text: str, source: str, resume: str
+) -> None:
+    """Search for the mask that is fairest on validation; register the winner.
+
+    \b
+    Example:
+      fairtune search --config configs/ham10000_age.yaml --source data/ham10000 -o search.trials=12
+    """
+    config = read_config(config_path, overrides, override_text)
+    from fairtune.interrupt import handle_signals
+    from fairtune.report import write_report
+    from fairtune.report.table import comparison_table
+    from fairtune.search.search import search as run_search
+
+    with handle_signals() as stop:
+        outcome = run_search(config, source or None, stop, resume=resume or None)
+    mask, version = outcome.mask, outcome.version
+    click.echo()
+    click.echo(f"mask           {_bits(mask)}, learning rate {outcome.learning_rate:g}")
+    click.echo(f"trains         {mask.trained:,} of {mask.total:,} parameters ({mask.share:.1%})")
+    click.echo()
+    click.echo(comparison_table(outcome.comparison))
+    click.echo("Mean ± standard error over seeds; the test split was read once.")
+    click.echo()
+    if version is not None:
+        click.echo(f"registered     {version.name} version {version.version}")
+        uri = f"models:/{version.name}@{config.register_as.alias}"
+        click.echo(f"serve it       mlflow models serve -m {uri} --env-manager local -p 5001")
+    try:
+        write_report(outcome.run_id)
+    except Exception:  # a picture that fails must not hide the result of a finished search
+        logging.getLogger("fairtune").exception("the report could not be written")
+    click.echo(f"report         fairtune report --run-id {outcome.run_id} --output report")
+    click.echo("see the runs   mlflow ui")
+    print_result(outcome.summary())
+
+
+@click.command(context_settings=CONTEXT)
+@config_options
+@click.option("--bits", default="", help="Mask bits of the configured space, as runs show them.")
+def finetune(
+    config_path: str, overrides: tuple[str, ...], override_text: str, source: str, bits: str
+) -> None:
+    """Fine-tune once under one mask, judged on validation.
+
+    \b
+    Examples:
+      fairtune finetune -o search.space=fullft
+      fairtune finetune -o search.space=auto_peft1 --bits 101000111000010110
+    """
+    config = read_config(config_path, overrides, override_text)
+    from fairtune.interrupt import handle_signals
+    from fairtune.search.single import fine_tune_once, parse_bits
+
+    with handle_signals() as stop:
+        run_id, mask, metrics = fine_tune_once(config, source or None, parse_bits(bits), stop)
+    print_result({"run_id": run_id, "mask": mask.text or mask.space, "metrics": metrics})
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--run-id", required=True, help="A finished search, trial or fine-tune.")
+@click.option("--source", default="", help="Where the data is, if not where it was.")
+def evaluate(run_id: str, source: str) -> None:
+    """Evaluate a run's model on train, validation and test; the test split is read once.
+
+    Asked again, the figures of the first time are shown.
+    """
+    from fairtune.search.single import evaluate_once
+
+    print_result({"run_id": run_id, "metrics": evaluate_once(run_id, source or None)})

@@ -1,0 +1,43 @@
+"""Commands that answer for images: predict, serve."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from fairtune.cli._common import CONTEXT, plain, print_result
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="models:/NAME@champion, or the URL of a server.")
+def predict(images: tuple[Path, ...], model: str) -> None:
+    """Predict image files with a registered model, in this process or through a server.
+
+    \b
+    Example:
+      fairtune predict --model models:/fairtune-demo@champion image.png
+    """
+    from fairtune.serving.client import predict_files
+
+    rows = predict_files(model, images)
+    for row in rows:
+        click.echo(json.dumps(plain(row)))
+    print_result(
+        {"model": model, "n": len(rows), "errors": sum(bool(r.get("error")) for r in rows)}
+    )
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--model", required=True, help="NAME (its champion), NAME/VERSION or a model URI.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on; this machine by default.")
+@click.option("--port", default=5001, type=click.IntRange(0, 65535), help="0 takes a free port.")
+@click.option("--workers", default=1, type=click.IntRange(1), help="Server processes.")
+def serve(model: str, host: str, port: int, workers: int) -> None:
+    """Serve a registered model over HTTP: /invocations, /ping, /health, /version."""
+    from fairtune.serving.server import serve as run_server
+
+    sys.exit(run_server(model, host=host, port=port, workers=workers))
