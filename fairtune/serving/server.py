@@ -56,7 +56,7 @@ def serve(
     """
     try:
         with (
-            _signals_raise(),
+            signals_raise(),
             running_server(target, host=host, port=port, workers=workers, **limits) as (
                 process,
                 url,
@@ -67,7 +67,7 @@ def serve(
             raise InputError(
                 f"the server ended with status {process.returncode}; see its log above"
             )
-    except _StopRequested as stop:
+    except StopRequested as stop:
         return 130 if stop.signal == signal.SIGINT else 0
 
 
@@ -84,8 +84,8 @@ def running_server(
     """Run a server for the length of the block: its process and address; `log` takes its output."""
     if workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}")
-    port = port or _free_port(host)
-    _check_port(host, port)
+    port = port or free_port(host)
+    check_port(host, port)
     with tempfile.TemporaryDirectory(prefix="fairtune-serve-") as scratch:
         model = download_model(target, Path(scratch))
         _exported_folder(model)
@@ -180,7 +180,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
     raise InputError(f"the server was not healthy after {START_SECONDS:g} s; see its log above")
 
 
-def _check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int) -> None:
     import socket
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -192,7 +192,7 @@ def _check_port(host: str, port: int) -> None:
             raise InputError(f"cannot listen at {host}:{port}: {error}; choose another") from error
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
     import socket
 
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -200,7 +200,7 @@ def _free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-class _StopRequested(BaseException):
+class StopRequested(BaseException):
     """A signal asked the server to stop; not an `Exception`, so that nothing swallows it."""
 
     def __init__(self, number: int) -> None:
@@ -209,14 +209,14 @@ class _StopRequested(BaseException):
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Turn the first SIGTERM or Ctrl-C of the block into `_StopRequested`, so that all is undone."""
+def signals_raise() -> Iterator[None]:
+    """Turn the first SIGTERM or Ctrl-C of the block into `StopRequested`, so that all is undone."""
     names = (signal.SIGTERM, signal.SIGINT)
 
     def stop(number: int, _: object) -> None:
         for name in names:
             signal.signal(name, signal.SIG_IGN)
-        raise _StopRequested(number)
+        raise StopRequested(number)
 
     before = {name: signal.signal(name, stop) for name in names}
     try:
