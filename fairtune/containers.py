@@ -1,4 +1,4 @@
-"""Images of fairtune, built and run by whatever Docker engine there is (`DOCKER_HOST`, else the local one)."""
+"""Images of fairtune, built and run by the Docker engine of `DOCKER_HOST`, else the local one."""
 
 from __future__ import annotations
 
@@ -225,5 +225,6 @@ def _no_engine(error: Exception) -> str:
     import os
 
     where = os.environ.get("DOCKER_HOST", "the local socket")
-    reason = str(error).rpartition(": ")[2].strip("')\"") or type(error).__name__
+    known = ("No such file or directory", "Permission denied", "Connection refused")
+    reason = next((text for text in known if text in str(error)), str(error))
     return f"no Docker engine answers at {where} ({reason}): start one, or set DOCKER_HOST"

@@ -181,6 +181,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
 
 
 def check_port(host: str, port: int) -> None:
+    """Raise `InputError` when nothing can listen there."""
     import socket
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -193,6 +194,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def free_port(host: str) -> int:
+    """Find a port that nothing listens at."""
     import socket
 
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
