@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import shlex
 from pathlib import Path
@@ -10,13 +11,21 @@ from click.testing import CliRunner, Result
 from mlflow.projects._project_spec import load_project
 
 from fairtune import __version__
-from fairtune.cli import main
+from fairtune.cli import SECTIONS, main
+from fairtune.machine import Check
 
 ROOT = Path(__file__).parents[1]
 PROJECT = load_project(str(ROOT))
 COMMANDS = sorted(main.commands)
-# Commands that make no sense as a project's entry point: they only print.
-NOT_ENTRY_POINTS = {"spaces", "pretrain"}
+LEAVES = {
+    f"{name} {inner}".strip(): one
+    for name, command in main.commands.items()
+    for inner, one in (
+        command.commands.items() if isinstance(command, click.Group) else [("", command)]
+    )
+}
+# Commands that make no sense as a project's entry point: they print, or ask.
+NOT_ENTRY_POINTS = {"image", "spaces", "pretrain", "init"}
 
 
 def run(*arguments: str) -> Result:
@@ -34,6 +43,56 @@ def test_every_command_explains_itself(name: str) -> None:
     assert "\\b" not in result.output
     options = [p for p in main.commands[name].params if isinstance(p, click.Option)]
     assert all(option.help for option in options), f"an option of {name} has no help"
+
+
+@pytest.mark.parametrize("words", sorted(LEAVES))
+def test_the_help_of_a_command_has_an_example_that_parses(words: str) -> None:
+    text = inspect.cleandoc(LEAVES[words].help or "")
+    examples = [line for line in text.splitlines() if line.startswith("  fairtune ")]
+    assert examples, f"{words} has no example"
+    for example in examples:
+        assert example.startswith(f"  fairtune {words} ")
+        given = example.removeprefix(f"  fairtune {words}")
+        LEAVES[words].make_context(words, shlex.split(given, comments=True))
+
+
+def test_the_help_lists_every_command_once() -> None:
+    listed = [command for commands in SECTIONS.values() for command in commands]
+    assert sorted(str(command.name) for command in listed) == COMMANDS
+    lines = run("--help").output.splitlines()
+    for name in COMMANDS:
+        assert sum(line.split()[:1] == [name] for line in lines) == 1
+
+
+def test_options_stand_under_headings() -> None:
+    text = run("promote", "--help").output
+    options, limits = text.split("Limits:")
+    assert "--rollback" in options
+    assert "--auroc-margin" in limits
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("1", False), ("", True)])
+def test_no_color_is_kept(
+    no_color: str, coloured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("NO_COLOR", no_color)
+    result = CliRunner().invoke(main, ["doctor", "--no-machine"], color=True)
+    assert result.exit_code == 0, result.output
+    monkeypatch.setattr("fairtune.machine.check_machine", lambda device: [Check("ok", "a", "b")])
+    result = CliRunner().invoke(main, ["doctor"], color=True)
+    assert ("\x1b[" in result.output) is coloured
+
+
+def test_the_shell_completes_commands() -> None:
+    script = CliRunner().invoke(
+        main, [], prog_name="fairtune", env={"_FAIRTUNE_COMPLETE": "bash_source"}
+    )
+    assert "complete" in script.output
+    words = {"_FAIRTUNE_COMPLETE": "bash_complete", "COMP_WORDS": "fairtune se", "COMP_CWORD": "1"}
+    completed = CliRunner().invoke(main, [], prog_name="fairtune", env=words)
+    assert {"plain,search", "plain,serve"} <= set(completed.output.split())
 
 
 def test_every_command_is_an_entry_point_and_the_other_way_round() -> None:

@@ -14,12 +14,22 @@ import click
 
 from fairtune import __version__
 from fairtune.cli._common import CONTEXT
+from fairtune.cli.containers import image
 from fairtune.cli.data import doctor, prepare
 from fairtune.cli.models import pretrain, spaces
 from fairtune.cli.registry import monitor, promote, register, report
 from fairtune.cli.running import evaluate, finetune, search
 from fairtune.cli.serving import predict, serve
+from fairtune.cli.start import init
 from fairtune.errors import FairtuneError, GateRefusedError
+
+SECTIONS: dict[str, tuple[click.Command, ...]] = {
+    "Begin": (init, doctor, prepare, spaces),
+    "Train": (search, finetune, evaluate, pretrain),
+    "Understand": (report,),
+    "Use": (register, promote, serve, image, predict, monitor),
+}
+"""The commands, by the heading of the help that they stand under."""
 
 
 class _Commands(click.Group):
@@ -46,17 +56,28 @@ class _Commands(click.Group):
             click.echo(f"fairtune: {' '.join(str(error).split())}", err=True)
             sys.exit(error.exit_code)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands under their headings."""
+        width = max(map(len, self.commands))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                rows = [(str(c.name).ljust(width), c.get_short_help_str(120)) for c in commands]
+                formatter.write_dl(rows)
+
 
 @click.group("fairtune", cls=_Commands, context_settings=CONTEXT)
 @click.version_option(__version__)
-@click.option("-v", "--verbose", count=True, help="Say more: -v progress, -vv everything.")
+@click.option(
+    "-v", "--verbose", count=True, show_default=False, help="Say more: -v progress, -vv everything."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
 def main(verbose: int, quiet: bool) -> None:
     """Search which parts of a pre-trained model to fine-tune, judged by fairness on validation data.
 
     \b
-    Start with the embedded demo:   fairtune search --config configs/demo.yaml
-    Look at the runs:               mlflow ui
+    The embedded demo:   fairtune search --config configs/demo.yaml
+    Your own images:     fairtune init --source my_images
+    Look at the runs:    mlflow ui
     """
     level = logging.ERROR if quiet else logging.DEBUG if verbose > 1 else logging.INFO
     logging.basicConfig(stream=sys.stderr, format="%(levelname).1s %(name)s: %(message)s")
@@ -64,19 +85,6 @@ def main(verbose: int, quiet: bool) -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
-for _command in (
-    search,
-    finetune,
-    evaluate,
-    report,
-    register,
-    promote,
-    monitor,
-    predict,
-    serve,
-    prepare,
-    doctor,
-    spaces,
-    pretrain,
-):
-    main.add_command(_command)
+for _commands in SECTIONS.values():
+    for _command in _commands:
+        main.add_command(_command)

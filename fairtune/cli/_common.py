@@ -1,8 +1,9 @@
-"""What the commands share: options that say what to work on, and the last line they print."""
+"""What the commands share: how their help looks, options that say what to work on, the last line."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -15,42 +16,92 @@ F = TypeVar("F", bound=Callable[..., Any])
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
 
 
+class Option(click.Option):
+    """An option that says under which heading of the help it stands."""
+
+    def __init__(self, *args: Any, group: str = "Options", **kwargs: Any) -> None:
+        self.group = group
+        if kwargs.get("default") == "":  # nothing that is worth showing
+            kwargs.setdefault("show_default", False)
+        super().__init__(*args, **kwargs)
+
+
+class Command(click.Command):
+    """A command whose help lists its options under headings, in the order of their declaration."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Make the context; without colour where the reader asked for none (no-color.org)."""
+        context = super().make_context(*args, **kwargs)
+        if os.environ.get("NO_COLOR"):
+            context.color = False
+        return context
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the headings and their options."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                title = getattr(parameter, "group", "Help" if not parameter.required else "Options")
+                groups.setdefault(title, []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def command(function: Callable[..., Any]) -> click.Command:
+    """Make a command of a function, as all commands here are made."""
+    made: click.Command = click.command(cls=Command, context_settings=CONTEXT)(function)
+    return made
+
+
+def option(*names: str, group: str = "Options", **settings: Any) -> Callable[[F], F]:
+    """Declare an option under a heading of the help."""
+    return click.option(*names, cls=Option, group=group, **settings)
+
+
 def config_options(command: F) -> F:
     """Add the options that say what to work on."""
-    for option in reversed(
+    group = "Configuration"
+    for one in reversed(
         [
-            click.option(
+            option(
                 "--config",
                 "config_path",
                 default="configs/demo.yaml",
                 help="YAML file; configs/ has one for each data set and attribute.",
+                group=group,
             ),
-            click.option(
+            option(
+                "--source",
+                default="",
+                help="Folder with the data set's official download; the demo needs none.",
+                group=group,
+            ),
+            option(
                 "-o",
                 "--override",
                 "overrides",
                 multiple=True,
                 metavar="KEY=VALUE",
                 help="Change a key of the configuration: -o train.epochs=3. Repeatable.",
+                group=group,
             ),
-            click.option(
+            option(
                 "--overrides",
                 "override_text",
                 default="",
                 help="The same in one string, separated by spaces, as MLproject passes it.",
-            ),
-            click.option(
-                "--source",
-                default="",
-                help="Folder with the data set's official download; the demo needs none.",
+                group=group,
             ),
         ]
     ):
-        command = option(command)
+        command = one(command)
     return command
 
 
 def read_config(path: str, overrides: Iterable[str], text: str) -> Any:
+    """Read the configuration that the options of `config_options` name."""
     from fairtune.config import load_config
 
     try:
@@ -66,6 +117,7 @@ def print_result(value: dict[str, Any]) -> None:
 
 
 def plain(value: Any) -> Any:
+    """Replace NaN by None, at any depth of dictionaries."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and value != value else value

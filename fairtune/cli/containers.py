@@ -32,7 +32,12 @@ def image() -> None:
     "--folder", default=".", type=click.Path(path_type=Path), help="A checkout of fairtune."
 )
 def build(target: str, device: str, tag: str, folder: Path) -> None:
-    """Build an image: serving, training, or tracking (mlflow server)."""
+    """Build an image: serving, training, or tracking (mlflow server).
+
+    \b
+    Example:
+      fairtune image build --target serving --device gpu
+    """
     from fairtune.containers import build_image
 
     tag, image_id = build_image(target, folder=folder, tag=tag, device=device)
@@ -46,7 +51,12 @@ def build(target: str, device: str, tag: str, folder: Path) -> None:
 @click.option("--port", default=5001, type=click.IntRange(0, 65535), help="0 takes a free port.")
 @DEVICE
 def run(model: str, tag: str, host: str, port: int, device: str) -> None:
-    """Serve a registered model in a container; the model is copied in, the registry stays here."""
+    """Serve a registered model in a container; the model is copied in, the registry stays here.
+
+    \b
+    Example:
+      fairtune image run --model fairtune-demo --port 5001
+    """
     from fairtune.containers import run_image
 
     sys.exit(run_image(model, tag=tag, host=host, port=port, device=device))

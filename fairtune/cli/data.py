@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
-from fairtune.cli._common import CONTEXT, config_options, print_result, read_config
+from fairtune.cli._common import command, config_options, option, print_result, read_config
 from fairtune.errors import InputError
 
 
-@click.command(context_settings=CONTEXT)
+@command
 @click.argument("name", required=False, default="")
-@click.option("--config", "config_path", default="", help="Take name, options, size from here.")
-@click.option("--source", default="", help="Folder with the official download.")
-@click.option("--size", default=224, type=click.IntRange(8), help="Side of the stored images.")
-@click.option(
+@option(
+    "--config", "config_path", default="", help="Take name, options, size from here.", group="Data"
+)
+@option("--source", default="", help="Folder with the official download.", group="Data")
+@option(
+    "--size", default=224, type=click.IntRange(8), help="Side of the stored images.", group="Images"
+)
+@option(
     "--on-bad-image",
     default="fail",
     type=click.Choice(["fail", "skip"]),
     help="What an unreadable image does.",
+    group="Images",
 )
-@click.option("--allow-missing", is_flag=True, help="Leave out rows whose image file is not there.")
+@option(
+    "--allow-missing",
+    is_flag=True,
+    help="Leave out rows whose image file is not there.",
+    group="Images",
+)
 def prepare(
     name: str, config_path: str, source: str, size: int, on_bad_image: Any, allow_missing: bool
 ) -> None:
@@ -70,22 +81,57 @@ def prepare(
     )
 
 
-@click.command(context_settings=CONTEXT)
+@command
 @config_options
-@click.option("--images/--no-images", default=True, help="Decode every image as well.")
+@option(
+    "--images/--no-images", default=True, help="Decode every image as well.", group="What to check"
+)
+@option(
+    "--machine/--no-machine",
+    default=True,
+    help="Look at this machine: torch, disk, tracking store, hub, docker.",
+    group="What to check",
+)
 def doctor(
-    config_path: str, overrides: tuple[str, ...], override_text: str, source: str, images: bool
+    config_path: str,
+    overrides: tuple[str, ...],
+    override_text: str,
+    source: str,
+    images: bool,
+    machine: bool,
 ) -> None:
-    """Say what would go wrong before any training does. Exit code 3 when something would."""
-    config = read_config(config_path, overrides, override_text)
-    from fairtune.data import diagnose, load_dataset
+    """Say what would go wrong before any training does. Exit code 3 when something would.
 
-    manifest = load_dataset(config.data.name, source or None, **config.data.options)
-    findings = diagnose(manifest.select(config.data.attributes), images=images)
-    for finding in findings:
-        click.echo(f"{finding.level:8}{finding.check:10} {finding.message}")
-    errors = sum(finding.level == "error" for finding in findings)
-    click.echo(f"{errors} errors, {len(findings) - errors} warnings")
-    print_result({"errors": errors, "warnings": len(findings) - errors})
+    Looks at the machine and at the data. Without a configuration, at the machine alone.
+
+    \b
+    Example:
+      fairtune doctor --config configs/ham10000_age.yaml --source data/ham10000
+    """
+    context = click.get_current_context()
+    given = context.get_parameter_source("config_path") != click.core.ParameterSource.DEFAULT
+    read = given or Path(config_path).is_file() or bool(source or overrides or override_text)
+    config = read_config(config_path, overrides, override_text) if read else None
+    levels: list[str] = []
+
+    def tell(level: str, name: str, message: str) -> None:
+        levels.append(level)
+        colour = {"ok": "green", "warning": "yellow", "error": "red"}[level]
+        click.echo(f"{click.style(f'{level:8}', fg=colour)}{name:10} {message}")
+
+    if machine:
+        from fairtune.machine import check_machine
+
+        for check in check_machine(config.device if config else "auto"):
+            tell(check.level, check.name, check.message)
+    if config is not None:
+        from fairtune.data import diagnose, load_dataset
+
+        manifest = load_dataset(config.data.name, source or None, **config.data.options)
+        for finding in diagnose(manifest.select(config.data.attributes), images=images):
+            tell(finding.level, finding.check, finding.message)
+    errors, warnings = levels.count("error"), levels.count("warning")
+    click.echo(f"{errors} errors, {warnings} warnings")
+    print_result({"errors": errors, "warnings": warnings})
     if errors:
         sys.exit(3)

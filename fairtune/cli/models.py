@@ -6,14 +6,19 @@ from pathlib import Path
 
 import click
 
-from fairtune.cli._common import CONTEXT, config_options, print_result, read_config
+from fairtune.cli._common import command, config_options, option, print_result, read_config
 from fairtune.errors import InputError
 
 
-@click.command(context_settings=CONTEXT)
+@command
 @config_options
 def spaces(config_path: str, overrides: tuple[str, ...], override_text: str, source: str) -> None:
-    """List the mask spaces and how many bits each has for the configured model."""
+    """List the mask spaces and how many bits each has for the configured model.
+
+    \b
+    Example:
+      fairtune spaces --config configs/ham10000_age.yaml
+    """
     config = read_config(config_path, overrides, override_text)
     from fairtune.peft import SPACES, build_model
 
@@ -26,13 +31,24 @@ def spaces(config_path: str, overrides: tuple[str, ...], override_text: str, sou
         click.echo(f"{name:34}{bits:14}{SPACES[name].summary}")
 
 
-@click.command(context_settings=CONTEXT)
+@command
 @config_options
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="File to write.")
+@option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="File to write.",
+    group="Result",
+)
 def pretrain(
     config_path: str, overrides: tuple[str, ...], override_text: str, source: str, output: Path
 ) -> None:
-    """Train a model from scratch on a source task and write its weights without the head."""
+    """Train a model from scratch on a source task and write its weights without the head.
+
+    \b
+    Example:
+      fairtune pretrain --config configs/demo_pretrain.yaml --output demo_vit.safetensors
+    """
     config = read_config(config_path, overrides, override_text)
     from fairtune.pretraining import pretrain as run_pretrain
 

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import click
 
-from fairtune.cli._common import CONTEXT, print_result
+from fairtune.cli._common import command, option, print_result
 from fairtune.errors import InputError
 
 
-@click.command(context_settings=CONTEXT)
-@click.option("--run-id", required=True, help="A search, trial or fine-tune.")
-@click.option("--output", default="", help="Folder for report.html and figures/, beside the run.")
+@command
+@option("--run-id", required=True, help="A search, trial or fine-tune.")
+@option("--output", default="", help="Folder for report.html and figures/, beside the run.")
 def report(run_id: str, output: str) -> None:
-    """Write the report of a run: one HTML file, also an artifact that the tracking UI shows."""
+    """Write the report of a run: one HTML file, also an artifact that the tracking UI shows.
+
+    \b
+    Example:
+      fairtune report --run-id RUN_ID --output report
+    """
     from fairtune.report import write_report
 
     path = write_report(run_id, output or None)
     print_result({"run_id": run_id, "report": str(path)})
 
 
-@click.command(context_settings=CONTEXT)
-@click.option("--run-id", required=True, help="A finished search, trial or fine-tune.")
-@click.option("--name", required=True, help="Name of the registered model.")
-@click.option("--alias", default="", help="Alias for the new version; `promote` sets champion.")
-@click.option("--source", default="", help="Where the data is, if not where it was.")
+@command
+@option("--run-id", required=True, help="A finished search, trial or fine-tune.")
+@option("--name", required=True, help="Name of the registered model.")
+@option("--alias", default="", help="Alias for the new version; `promote` sets champion.")
+@option("--source", default="", help="Where the data is, if not where it was.")
 def register(run_id: str, name: str, alias: str, source: str) -> None:
-    """Register the model of a run, with its figures on test as tags of the version."""
+    """Register the model of a run, with its figures on test as tags of the version.
+
+    \b
+    Example:
+      fairtune register --run-id RUN_ID --name skin
+    """
     from fairtune.search.single import register_run
 
     version = register_run(run_id, name, source or None, alias=alias or None)
@@ -33,15 +43,26 @@ def register(run_id: str, name: str, alias: str, source: str) -> None:
     print_result({"run_id": run_id, "model_name": name, "model_version": version.version})
 
 
-@click.command(context_settings=CONTEXT)
-@click.option("--name", required=True, help="Name of the registered model.")
-@click.option("--version", default="", help="The candidate.")
-@click.option("--rollback", is_flag=True, help="Make the previous champion the champion again.")
-@click.option("--worst-group-margin", default=0.01, help="Worst-group AUROC may be lower by this.")
-@click.option("--auroc-margin", default=0.01, help="Overall AUROC may be lower by this.")
-@click.option("--equalized-odds-limit", default=0.3, help="Highest equalized odds difference.")
-@click.option("--min-auroc", default=0.7, help="For a first version: lowest overall AUROC.")
-@click.option("--min-worst-group-auroc", default=0.6, help="For a first version: worst group.")
+@command
+@option("--name", required=True, help="Name of the registered model.")
+@option("--version", default="", help="The candidate.")
+@option("--rollback", is_flag=True, help="Make the previous champion the champion again.")
+@option(
+    "--worst-group-margin",
+    default=0.01,
+    help="Worst-group AUROC may be lower by this.",
+    group="Limits",
+)
+@option("--auroc-margin", default=0.01, help="Overall AUROC may be lower by this.", group="Limits")
+@option(
+    "--equalized-odds-limit", default=0.3, help="Highest equalized odds difference.", group="Limits"
+)
+@option(
+    "--min-auroc", default=0.7, help="For a first version: lowest overall AUROC.", group="Limits"
+)
+@option(
+    "--min-worst-group-auroc", default=0.6, help="For a first version: worst group.", group="Limits"
+)
 def promote(name: str, version: str, rollback: bool, **limits: float) -> None:
     """Make a version the champion if it is not worse where it matters.
 
@@ -67,14 +88,17 @@ def promote(name: str, version: str, rollback: bool, **limits: float) -> None:
     )
 
 
-@click.command(context_settings=CONTEXT)
-@click.option("--name", required=True, help="Name of the registered model.")
-@click.option(
-    "--predictions", required=True, help="CSV or Parquet, as predictions/test.parquet is."
-)
-@click.option("--margin", default=0.05, help="A figure may be worse than registered by this.")
+@command
+@option("--name", required=True, help="Name of the registered model.")
+@option("--predictions", required=True, help="CSV or Parquet, as predictions/test.parquet is.")
+@option("--margin", default=0.05, help="A figure may be worse than registered by this.")
 def monitor(name: str, predictions: str, margin: float) -> None:
-    """Compare logged predictions with the champion's figures; exit code 3 when a limit is broken."""
+    """Compare logged predictions with the champion's figures; exit code 3 when a limit is broken.
+
+    \b
+    Example:
+      fairtune monitor --name skin --predictions week-12.parquet
+    """
     from fairtune.tracking.monitor import monitor as run_monitor
 
     report = run_monitor(predictions, name, margin=margin)

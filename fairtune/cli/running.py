@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from fairtune.cli._common import CONTEXT, config_options, print_result, read_config
+from fairtune.cli._common import command, config_options, option, print_result, read_config
 
 
 def _bits(mask: Any) -> str:
     return f"{mask.text} ({mask.space})" if mask.text else str(mask.space)
 
 
-@click.command(context_settings=CONTEXT)
+@command
 @config_options
-@click.option("--resume", default="", metavar="RUN_ID", help="Continue a search that was cut off.")
+@option("--resume", default="", metavar="RUN_ID", help="Continue a search that was cut off.")
 def search(
     config_path: str, overrides: tuple[str, ...], override_text: str, source: str, resume: str
 ) -> None:
@@ -55,9 +55,9 @@ def search(
     print_result(outcome.summary())
 
 
-@click.command(context_settings=CONTEXT)
+@command
 @config_options
-@click.option("--bits", default="", help="Mask bits of the configured space, as runs show them.")
+@option("--bits", default="", help="Mask bits of the configured space, as runs show them.")
 def finetune(
     config_path: str, overrides: tuple[str, ...], override_text: str, source: str, bits: str
 ) -> None:
@@ -77,13 +77,17 @@ def finetune(
     print_result({"run_id": run_id, "mask": mask.text or mask.space, "metrics": metrics})
 
 
-@click.command(context_settings=CONTEXT)
-@click.option("--run-id", required=True, help="A finished search, trial or fine-tune.")
-@click.option("--source", default="", help="Where the data is, if not where it was.")
+@command
+@option("--run-id", required=True, help="A finished search, trial or fine-tune.")
+@option("--source", default="", help="Where the data is, if not where it was.")
 def evaluate(run_id: str, source: str) -> None:
     """Evaluate a run's model on train, validation and test; the test split is read once.
 
     Asked again, the figures of the first time are shown.
+
+    \b
+    Example:
+      fairtune evaluate --run-id RUN_ID
     """
     from fairtune.search.single import evaluate_once
 

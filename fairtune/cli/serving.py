@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from fairtune.cli._common import CONTEXT, plain, print_result
+from fairtune.cli._common import command, option, plain, print_result
 
 
-@click.command(context_settings=CONTEXT)
+@command
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", required=True, help="models:/NAME@champion, or the URL of a server.")
+@option("--model", required=True, help="models:/NAME@champion, or the URL of a server.")
 def predict(images: tuple[Path, ...], model: str) -> None:
     """Predict image files with a registered model, in this process or through a server.
 
@@ -31,13 +31,29 @@ def predict(images: tuple[Path, ...], model: str) -> None:
     )
 
 
-@click.command(context_settings=CONTEXT)
-@click.option("--model", required=True, help="NAME (its champion), NAME/VERSION or a model URI.")
-@click.option("--host", default="127.0.0.1", help="Address to listen on; this machine by default.")
-@click.option("--port", default=5001, type=click.IntRange(0, 65535), help="0 takes a free port.")
-@click.option("--workers", default=1, type=click.IntRange(1), help="Server processes.")
+@command
+@option("--model", required=True, help="NAME (its champion), NAME/VERSION or a model URI.")
+@option(
+    "--host",
+    default="127.0.0.1",
+    help="Address to listen on; this machine by default.",
+    group="Server",
+)
+@option(
+    "--port",
+    default=5001,
+    type=click.IntRange(0, 65535),
+    help="0 takes a free port.",
+    group="Server",
+)
+@option("--workers", default=1, type=click.IntRange(1), help="Server processes.", group="Server")
 def serve(model: str, host: str, port: int, workers: int) -> None:
-    """Serve a registered model over HTTP: /invocations, /ping, /health, /version."""
+    """Serve a registered model over HTTP: /invocations, /ping, /health, /version.
+
+    \b
+    Example:
+      fairtune serve --model fairtune-demo --port 5001
+    """
     from fairtune.serving.server import serve as run_server
 
     sys.exit(run_server(model, host=host, port=port, workers=workers))

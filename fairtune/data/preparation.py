@@ -99,10 +99,13 @@ def prepare(
     )
     if save is not None:
         store.manifest.save(save)
-    return Preparation(store.manifest, store, _wide(store.manifest), _official(store.manifest))
+    return Preparation(
+        store.manifest, store, count_table(store.manifest), _official(store.manifest)
+    )
 
 
-def _wide(manifest: Manifest) -> pd.DataFrame:
+def count_table(manifest: Manifest) -> pd.DataFrame:
+    """Count images by attribute and group (rows), split and label (columns), for people to read."""
     tidy = manifest.counts()
     splits = [split for split in SPLITS if len(manifest.rows(split))]
     order = pd.MultiIndex.from_product([splits, list(manifest.classes)], names=["split", "label"])

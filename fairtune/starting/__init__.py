@@ -1,0 +1,1 @@
+"""What `fairtune init` does: look at images and their table, and write a configuration that works."""
