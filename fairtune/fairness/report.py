@@ -110,7 +110,7 @@ class FairnessReport:
         are counted under ``n_positive``; with more than two classes the rows of class 2, say, under
         ``n_class_2``, and rates per class stand in `table` alone.
         """
-        flat = _counts(self.overall) | self.headline
+        flat = self.headline | _counts(self.overall)
         for attribute, found in self.by_attribute.items():
             flat |= {f"{key}_by_attribute/{slug(attribute)}": v for key, v in found.items()}
         for attribute, groups in self.groups.items():

@@ -11,7 +11,7 @@ from fairtune.peft.checkpoint import (
 )
 from fairtune.peft.components import Component, components, rest_names
 from fairtune.peft.lora import merge_adapters
-from fairtune.peft.mask import Mask
+from fairtune.peft.mask import Mask, bits_text
 from fairtune.peft.models import BaseModel, build_model, init_head, input_size, normalization
 from fairtune.peft.parts import architecture_name, head_names
 from fairtune.peft.spaces import SPACES, Bit, Space, get_space
@@ -28,6 +28,7 @@ __all__ = [
     "WeightSource",
     "apply_mask",
     "architecture_name",
+    "bits_text",
     "build_model",
     "components",
     "delta_state",

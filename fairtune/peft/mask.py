@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -64,8 +65,12 @@ class Mask:
     @property
     def text(self) -> str:
         """The bits in one word: ``101100``; ``4-0-16`` where any has more than one digit."""
-        joint = "-" if any(bit > 9 for bit in self.bits) else ""
-        return joint.join(str(bit) for bit in self.bits)
+        return bits_text(self.bits)
+
+    @property
+    def label(self) -> str:
+        """Space and bits: ``auto_peft1:101100``. A run shows this, which no plot takes for a number."""
+        return f"{self.space}:{self.text}" if self.text else self.space
 
     def short(self, length: int = 12) -> str:
         """Return `text`, cut after `length` characters with an ellipsis: for names of runs."""
@@ -103,6 +108,12 @@ class Mask:
                 "it was edited; make it again with get_space(name).mask(model, bits)"
             )
         return mask
+
+
+def bits_text(bits: Sequence[int]) -> str:
+    """Write bits in one word: ``101100``; ``4-0-16`` where any has more than one digit."""
+    joint = "-" if any(bit > 9 for bit in bits) else ""
+    return joint.join(str(bit) for bit in bits)
 
 
 def _checked(content: dict[str, Any]) -> dict[str, Any]:

@@ -41,8 +41,7 @@ def choose_candidates(
 
     `masks` holds the mask of each trial by its number. Where every trial was pruned, all compete.
     """
-    whole = [trial for trial in trials if not trial.pruned] or list(trials)
-    ranked = sorted(whole, key=lambda trial: (objective.loss(trial.value), trial.number))
+    ranked = sorted(_whole(trials), key=lambda trial: (objective.loss(trial.value), trial.number))
     chosen: dict[str, Candidate] = {}
     for trial in ranked:
         mask = masks[trial.number]
@@ -61,6 +60,11 @@ def choose_candidates(
     return list(chosen.values())[:k]
 
 
+def _whole(trials: Sequence[FinishedTrial]) -> list[FinishedTrial]:
+    """Leave out trials that were pruned, unless all were."""
+    return [trial for trial in trials if not trial.pruned] or list(trials)
+
+
 def baselines(
     workspace: Workspace, trials: Sequence[FinishedTrial], objective: Objective
 ) -> list[Candidate]:
@@ -70,7 +74,7 @@ def baselines(
     nearest mask in the search: all bits, or none; without such a trial, ``train.learning_rate``.
     """
     found = []
-    ranked = sorted(trials, key=lambda trial: objective.loss(trial.value))
+    ranked = sorted(_whole(trials), key=lambda trial: objective.loss(trial.value))
     for name, space in BASELINES.items():
         bit = max(workspace.space.levels) if space == "fullft" else 0
         alike = [t.point for t in ranked if all(b == bit for b in t.point.bits)]

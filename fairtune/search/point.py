@@ -50,6 +50,11 @@ class Point:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def label(name: str) -> str:
+    """Name a bit in hyperopt, whose adaptive TPE takes dots for a nesting of its own."""
+    return name.replace(".", "/")
+
+
 def two_digits(value: float) -> float:
     """Round to two significant digits."""
     return float(f"{value:.1e}")
@@ -62,7 +67,7 @@ class SearchSpace:
     Attributes
     ----------
     bit_names
-        Name of each bit: the label in hyperopt and, behind ``mask.``, the parameter in MLflow.
+        Name of each bit: behind ``mask.`` the parameter in MLflow, and, see `label`, in hyperopt.
     low, high
         Bounds of the learning rate.
     values
@@ -79,7 +84,9 @@ class SearchSpace:
 
     def expression(self) -> dict[str, Any]:
         """Return the space in hyperopt's own terms."""
-        space: dict[str, Any] = {name: hp.choice(name, self.values) for name in self.bit_names}
+        space: dict[str, Any] = {
+            name: hp.choice(label(name), self.values) for name in self.bit_names
+        }
         space[LEARNING_RATE] = hp.loguniform(LEARNING_RATE, math.log(self.low), math.log(self.high))
         for name, what in self.extra:
             space[name] = _expression(name, what)
@@ -93,7 +100,7 @@ class SearchSpace:
 
     def point_of_vals(self, vals: Mapping[str, Sequence[Any]]) -> Point:
         """Read a hyperopt trial's ``misc["vals"]``: indices of choices, in lists."""
-        bits = tuple(self.values[int(vals[name][0])] for name in self.bit_names)
+        bits = tuple(self.values[int(vals[label(name)][0])] for name in self.bit_names)
         extras = tuple(
             (
                 name,
@@ -108,7 +115,7 @@ class SearchSpace:
     def vals(self, point: Point) -> dict[str, list[Any]]:
         """Write a point as a hyperopt trial's ``misc["vals"]``."""
         vals: dict[str, list[Any]] = {
-            name: [self.values.index(bit)]
+            label(name): [self.values.index(bit)]
             for name, bit in zip(self.bit_names, point.bits, strict=True)
         }
         vals[LEARNING_RATE] = [point.learning_rate]

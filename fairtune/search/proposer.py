@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 from hyperopt import Trials, anneal, rand, tpe
 from hyperopt.base import Domain
+from hyperopt.utils import coarse_utcnow
 
 from fairtune.errors import InputError
 from fairtune.search.point import Point, SearchSpace
@@ -33,13 +36,39 @@ def algorithm(name: str, startup_trials: int) -> Suggest:
         return partial(tpe.suggest, n_startup_jobs=startup_trials)
     if name == "atpe":
         if importlib.util.find_spec("lightgbm") is None:  # hyperopt itself looks for it too late
-            raise InputError("search.algorithm=atpe needs lightgbm: pip install 'hyperopt[ATPE]'")
-        from hyperopt import atpe
-
-        suggest = atpe.suggest
-        return suggest
+            raise InputError("search.algorithm=atpe needs lightgbm: pip install 'fairtune[atpe]'")
+        return _adaptive_tpe
     suggest = {"rand": rand.suggest, "anneal": anneal.suggest}[name]
     return suggest
+
+
+def _adaptive_tpe(
+    new_ids: list[int], domain: Domain, trials: Trials, seed: int
+) -> list[dict[str, Any]]:
+    """Ask hyperopt's adaptive TPE, which draws from the global generators and ignores the seed.
+
+    It is shown the trials that have a loss, with times: it has no place for others.
+    """
+    from hyperopt import atpe
+
+    judged, now = Trials(), coarse_utcnow()
+    judged.insert_trial_docs(
+        [
+            {**doc, "book_time": doc["book_time"] or now, "refresh_time": doc["refresh_time"] or now}
+            for doc in trials
+            if doc["result"].get("loss") is not None
+        ]
+    )
+    judged.refresh()
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        docs: list[dict[str, Any]] = atpe.suggest(new_ids, domain, judged, seed)
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+    return docs
 
 
 @dataclass

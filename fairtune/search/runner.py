@@ -45,6 +45,7 @@ class TrialRunner:
     space: SearchSpace
     parent: RunLog
     stop: StopRequest = field(default_factory=StopRequest)
+    keep_models: bool = True
 
     def open(self, number: int, point: Point) -> None:
         """Open the run of a proposal: called in the driver, before the trial runs anywhere."""
@@ -109,6 +110,7 @@ class TrialRunner:
             rungs=pruning.rungs,
             at_rung=lambda rung, value: self._at_rung(rung, value, number),
             should_stop=lambda: stop_requested(self.stop, self.parent),
+            keep_model=self.keep_models,
         )
 
     def _workspace(self) -> Workspace:

@@ -24,7 +24,7 @@ from fairtune.search.runner import TrialRunner
 from fairtune.search.standings import Standing, pick_winner, standings
 from fairtune.search.study import FinishedTrial, run_study, search_space
 from fairtune.search.summary import summarize
-from fairtune.search.trial import mask_params, mask_tags
+from fairtune.search.trial import check_validation, mask_params, mask_tags
 from fairtune.search.winner import (
     COMPARED,
     GAP,
@@ -106,11 +106,13 @@ def search(
     workspace = open_workspace(config, source)
     if resume:
         check_same_data(existing_run(resume).data(), workspace)
+    space = search_space(workspace)
+    check_validation(workspace)
+    executor = make_executor(config.search, device=config.device)
     stop.check()
     with open_run("search", run_name(config), experiment=EXPERIMENT, resume=resume) as log:
-        executor = make_executor(config.search, device=config.device)
         describe(log, workspace, source)
-        runner = TrialRunner(config, source, search_space(workspace), log, stop)
+        runner = TrialRunner(config, source, space, log, stop)
         decided = WINNER in log.data().data.tags
         trials = run_study(runner, executor, workspace, propose=not decided)
         finals = run_finals(log, workspace, trials, executor, source, stop)

@@ -6,11 +6,11 @@ import yaml
 
 from fairtune.config import Config, parse_config
 from fairtune.errors import InputError
-from fairtune.fairness import check_groups, get_objective
+from fairtune.fairness import get_objective
 from fairtune.interrupt import InterruptedSearchError, StopRequest
 from fairtune.peft import Mask
 from fairtune.search.search import EXPERIMENT, check_same_data, describe, register_version
-from fairtune.search.trial import mask_params, mask_tags, run_trial
+from fairtune.search.trial import check_validation, mask_params, mask_tags, run_trial
 from fairtune.search.winner import SPLITS, evaluate_run, load_model
 from fairtune.seeding import seed as named_seed
 from fairtune.tracking.registry import RegisteredVersion
@@ -19,7 +19,8 @@ from fairtune.workspace import Workspace, open_workspace
 
 
 def parse_bits(text: str) -> tuple[int, ...]:
-    """Read bits as runs show them: ``1011`` or, with larger values, ``4-0-16``."""
+    """Read bits as runs show them: ``auto_peft1:1011``, ``1011`` or, with larger values, ``4-0-16``."""
+    text = text.rpartition(":")[2]
     parts = text.split("-") if "-" in text else list(text)
     try:
         return tuple(int(part) for part in parts)
@@ -42,8 +43,7 @@ def fine_tune_once(
     stop.check()
     mask = workspace.mask(bits)
     objective = get_objective(config.search.objective)
-    val = workspace.split("val")
-    check_groups(val.labels, val.groups, objective, n_classes=len(val.classes))
+    check_validation(workspace)
     name = f"finetune {config.data.name} {mask.space} {mask.short()}"
     with open_run("finetune", name, experiment=EXPERIMENT) as log:
         describe(log, workspace, source)

@@ -166,7 +166,7 @@ def pick_winner(
     """Return the candidate with the best lower bound, subject to the limit on overall AUROC."""
     allowed = list(contenders)
     if settings.max_auroc_loss is not None:
-        best = max(standing.auroc for standing in allowed)
+        best = max((s.auroc for s in allowed if not math.isnan(s.auroc)), default=math.nan)
         allowed = [s for s in allowed if s.auroc >= best - settings.max_auroc_loss]
     if not allowed:
         raise InputError("no candidate has a defined overall AUROC: check the validation split")

@@ -18,12 +18,15 @@ from mlflow.entities import Run
 from tqdm import tqdm
 
 from fairtune.errors import FairtuneError
-from fairtune.fairness import Objective, check_groups, get_objective
+from fairtune.fairness import Objective, get_objective
 from fairtune.search.executors import Executor
 from fairtune.search.point import Point, SearchSpace
 from fairtune.search.proposer import Proposer, algorithm, trial_doc
 from fairtune.search.runner import NUMBER, TrialRunner, has_ended, result_of
 from fairtune.search.settings import DROP_PATH
+from fairtune.search.trial import branched_blocks
+from fairtune.training import make_strategy
+from fairtune.training.recipe import STRATEGY_OPTION
 from fairtune.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -53,7 +56,9 @@ class FinishedTrial:
 
 
 def search_space(workspace: Workspace) -> SearchSpace:
-    """Return what a search of this configuration may propose."""
+    """Return what a search may propose; raises `InputError` where it does not fit the model."""
+    if DROP_PATH in workspace.config.search.extra:
+        branched_blocks(workspace.base.model)
     rates = workspace.config.search.learning_rate
     return SearchSpace(
         bit_names=workspace.space.bit_names(workspace.base.model),
@@ -74,7 +79,13 @@ def known_points(workspace: Workspace) -> list[Point]:
         return []
     rates = settings.known_learning_rates or (workspace.config.train.learning_rate,)
     masks = workspace.space.known_masks(workspace.base.model).values()
-    recipe = {**workspace.config.train.model_dump(), DROP_PATH: 0.0}
+    train = workspace.config.train
+    options = make_strategy(train.strategy, train.strategy_options).model_dump()
+    recipe = {
+        **train.model_dump(),
+        DROP_PATH: 0.0,
+        **{f"{STRATEGY_OPTION}{name}": value for name, value in options.items()},
+    }
     extras = search_space(workspace).extras_of(recipe)
     return [Point(bits, rate, extras) for rate in rates for bits in masks]
 
@@ -90,8 +101,6 @@ def run_study(
 
     Raises
     ------
-    UndefinedObjectiveError
-        Before any training, when a group of the validation split cannot be judged.
     NoTrialError
         When every trial failed; names the first reason.
     InterruptedSearchError
@@ -99,8 +108,6 @@ def run_study(
     """
     settings = workspace.config.search
     objective = get_objective(settings.objective)
-    val = workspace.split("val")
-    check_groups(val.labels, val.groups, objective, n_classes=len(val.classes))
     trials = executor.trials()
     past = _Past.of(runner.parent.children("tags.`fairtune.kind` = 'trial'"), runner.space)
     past.close_unfinished(runner)
@@ -147,7 +154,8 @@ class _Past:
 
     def began(self) -> float:
         """Return when the search would have begun, had it run without a break, on this clock."""
-        spent: float = sum(run.info.end_time - run.info.start_time for _, run in self.done) / 1000
+        spans = ((run.info.start_time, run.info.end_time) for _, run in self.done)
+        spent: float = sum(end - start for start, end in spans if end is not None) / 1000
         return time.monotonic() - spent
 
     @property
@@ -158,6 +166,9 @@ class _Past:
         """Close what a killed process left open: its trials, and its final runs."""
         for run_id in self.unfinished_runs:
             runner.parent.sibling(run_id).end("KILLED")
+        for _, run in self.done:
+            if run.info.status == "RUNNING":  # killed after its error was written down
+                runner.parent.sibling(run.info.run_id).end("FAILED")
         runner.parent.end_children("KILLED")
 
     def restore(self, trials: Trials, runner: TrialRunner, objective: Objective) -> None:

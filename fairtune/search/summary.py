@@ -17,8 +17,9 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
 
 from fairtune.fairness import Objective
+from fairtune.peft import bits_text
 from fairtune.search.figures import draw_importance, draw_pareto, draw_progress
-from fairtune.search.point import LEARNING_RATE, SearchSpace
+from fairtune.search.point import LEARNING_RATE, SearchSpace, label
 from fairtune.search.standings import Standing
 from fairtune.search.study import FinishedTrial
 from fairtune.tracking.runs import RunLog
@@ -50,7 +51,7 @@ def trials_table(
     rows = pd.DataFrame(
         {
             "trial": [t.number for t in trials],
-            "bits": ["".join(map(str, t.point.bits)) for t in trials],
+            "bits": [bits_text(t.point.bits) for t in trials],
             LEARNING_RATE: [t.point.learning_rate for t in trials],
             **{name: [dict(t.point.extras)[name] for t in trials] for name, _ in space.extra},
             "objective": [t.value for t in trials],
@@ -103,7 +104,7 @@ def importance(
 
 def _features(trial: FinishedTrial, space: SearchSpace) -> list[float]:
     vals = space.vals(trial.point)
-    numbers = [float(vals[name][0]) for name in space.bit_names]
+    numbers = [float(vals[label(name)][0]) for name in space.bit_names]
     extras = [float(vals[name][0]) for name, _ in space.extra]
     return [*numbers, math.log10(trial.point.learning_rate), *extras]
 

@@ -16,7 +16,7 @@ from timm.layers.drop import DropPath
 from torch import nn
 
 from fairtune.errors import InputError
-from fairtune.fairness import FairnessReport, Objective
+from fairtune.fairness import FairnessReport, Objective, check_groups, get_objective
 from fairtune.peft import Mask, save_delta
 from fairtune.search.point import Extras
 from fairtune.search.pruning import Pruner
@@ -24,7 +24,7 @@ from fairtune.search.settings import DROP_PATH
 from fairtune.seeding import seed as named_seed
 from fairtune.tracking.predictions import predictions_table
 from fairtune.tracking.runs import RunLog, split_metrics
-from fairtune.training import Epoch, fine_tune
+from fairtune.training import Epoch, Split, fine_tune
 from fairtune.workspace import Workspace
 
 RUNG = "rung/"
@@ -46,7 +46,7 @@ def mask_params(mask: Mask, learning_rate: float, extras: Extras = ()) -> dict[s
     """Name what a trial tried as run parameters: one per bit, for the tracking UI's plots."""
     bits = {f"mask.{name}": bit for name, bit in mask.named_bits().items()}
     return {
-        "mask": mask.text or mask.space,
+        "mask": mask.label,
         "learning_rate": learning_rate,
         "trained_share": f"{mask.share:.4g}",
         **dict(extras),
@@ -64,22 +64,43 @@ def mask_tags(mask: Mask, workspace: Workspace) -> dict[str, object]:
     }
 
 
-def set_drop_path(model: nn.Module, rate: float) -> None:
-    """Give a timm transformer stochastic depth, from 0 in the first block to `rate` in the last.
+def check_validation(workspace: Workspace) -> None:
+    """Refuse a validation split on which the search's objective is undefined, before any training.
 
-    Huang et al. 2016, "Deep Networks with Stochastic Depth", as timm spreads it over the blocks. The
-    parameters and their names do not change, so a delta of this model fits one without.
+    Raises
+    ------
+    UndefinedObjectiveError
+        Names the group that cannot be judged, its counts, and what to change.
+    """
+    val = workspace.split("val")
+    objective = get_objective(workspace.config.search.objective)
+    check_groups(val.labels, val.groups, objective, n_classes=len(val.classes))
+
+
+def branched_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a transformer whose residual branches can be dropped, in order.
 
     Raises
     ------
     InputError
-        When the model has no blocks with residual branches that could be dropped.
+        When the model has none.
     """
-    branches = [(name, m) for name, m in model.named_modules() if hasattr(m, "drop_path1")]
-    if not branches:
+    blocks = [module for module in model.modules() if hasattr(module, "drop_path1")]
+    if not blocks:
         raise InputError("search.extra.drop_path needs a transformer with blocks; leave it out")
-    for index, (_, block) in enumerate(branches):
-        share = rate * index / max(1, len(branches) - 1)
+    return blocks
+
+
+def set_drop_path(model: nn.Module, rate: float) -> None:
+    """Give a timm transformer stochastic depth, from 0 in the first block to `rate` in the last.
+
+    Huang et al. 2016, "Deep Networks with Stochastic Depth", as timm spreads it over the blocks. The
+    parameters and their names do not change, so a delta of this model fits one without. Raises
+    `InputError` for a model without such blocks.
+    """
+    blocks = branched_blocks(model)
+    for index, block in enumerate(blocks):
+        share = rate * index / max(1, len(blocks) - 1)
         for branch in ("drop_path1", "drop_path2"):
             if hasattr(block, branch):
                 setattr(block, branch, DropPath(share) if share else nn.Identity())
@@ -98,6 +119,7 @@ def run_trial(
     rungs: tuple[int, ...] = (),
     at_rung: Callable[[int, float], list[float]] = lambda rung, value: [],
     should_stop: Callable[[], bool] = lambda: False,
+    keep_model: bool = True,
 ) -> Trial:
     """Fine-tune under `mask` and log every epoch, the last report, the mask and the delta.
 
@@ -110,6 +132,8 @@ def run_trial(
         returns: the oriented values of the other trials at that rung.
     should_stop
         Asked after every epoch; True ends the trial after that epoch.
+    keep_model
+        Whether the delta and the predictions are written as well: what re-loading the model needs.
 
     Raises
     ------
@@ -121,7 +145,7 @@ def run_trial(
     config = workspace.config
     changes = dict(extras)
     drop_path = float(changes.pop(DROP_PATH, 0.0))
-    recipe = config.train.model_copy(update={**changes, "learning_rate": learning_rate})
+    recipe = config.train.changed({**changes, "learning_rate": learning_rate})
     model = workspace.model(mask, named_seed(seed, "model"))
     if drop_path:
         set_drop_path(model, drop_path)
@@ -133,11 +157,12 @@ def run_trial(
     def on_epoch(epoch: Epoch) -> bool:
         nonlocal value, pruned
         value = objective.value(epoch.report)
-        metrics = split_metrics("val", epoch.report) | {
+        metrics = {
+            "objective": value,  # first: the tracking UI offers metrics in the order of writing
+            **split_metrics("val", epoch.report),
             "train/loss": epoch.loss,
             "train/learning_rate": epoch.learning_rate,
             "train/images_per_second": epoch.images_per_second,
-            "objective": value,
         }
         if pruner is not None and epoch.number in rungs:
             worth = -objective.loss(value)
@@ -160,27 +185,41 @@ def run_trial(
     assert result.probabilities is not None
     facts: dict[str, float] = {
         "seconds": time.perf_counter() - started,
-        "epochs": len(result.epochs),
+        "epochs": result.epochs[-1].number,
         "micro_batch_size": result.micro_batch_size,
     }
     if workspace.device.type == "cuda":
         facts["peak_memory_bytes"] = torch.cuda.max_memory_allocated(workspace.device)
     log.log(metrics=facts, tags={"fairtune.pruned_at": result.stopped_at} if pruned else None)
-    with tempfile.TemporaryDirectory() as folder:
-        delta = Path(folder) / "delta.safetensors"
-        save_delta(delta, model, {"base_hash": workspace.base.hash, "mask": mask.fingerprint})
-        log.file(delta)
-        table = Path(folder) / "val.parquet"
-        predictions_table(workspace.split("val"), result.probabilities).to_parquet(table)
-        log.file(table, "predictions")
-    log.text("mask.json", mask.to_json())
-    log.text("report.json", result.report.to_json())
-    log.text("groups.csv", result.report.table().to_csv(index=False))
+    if keep_model:
+        _log_model(log, workspace, model, mask)
+        _log_judgement(log, workspace.split("val"), result.report, result.probabilities)
     return Trial(
         run_id=log.run_id,
         value=value,
         report=result.report,
         probabilities=result.probabilities,
-        epochs=len(result.epochs),
+        epochs=result.epochs[-1].number,
         stopped_at=result.stopped_at if pruned else None,
     )
+
+
+def _log_model(log: RunLog, workspace: Workspace, model: nn.Module, mask: Mask) -> None:
+    """Write what the fine-tune changed, and under which mask."""
+    with tempfile.TemporaryDirectory() as folder:
+        delta = Path(folder) / "delta.safetensors"
+        save_delta(delta, model, {"base_hash": workspace.base.hash, "mask": mask.fingerprint})
+        log.file(delta)
+    log.text("mask.json", mask.to_json())
+
+
+def _log_judgement(
+    log: RunLog, val: Split, report: FairnessReport, probabilities: NDArray[np.float64]
+) -> None:
+    """Write the last report, as tables, and the prediction for every validation image."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "val.parquet"
+        predictions_table(val, probabilities).to_parquet(table)
+        log.file(table, "predictions")
+    log.text("report.json", report.to_json())
+    log.text("groups.csv", report.table().to_csv(index=False))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -133,11 +135,24 @@ def test_failed_trials_do_not_end_a_search_and_are_not_proposed_again() -> None:
     assert STATUS_FAIL in {doc["result"]["status"] for doc in trials._dynamic_trials}
 
 
-def test_atpe_without_its_extra_says_what_to_install() -> None:
-    try:
-        import lightgbm  # noqa: F401
-    except ImportError:
-        with pytest.raises(InputError, match="pip install"):
-            algorithm("atpe", 3)
-    else:
-        pytest.skip("lightgbm is installed")
+def test_atpe_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightgbm", None)  # as if it were not installed
+    with pytest.raises(InputError, match=r"pip install 'fairtune\[atpe\]'"):
+        algorithm("atpe", 3)
+
+
+def test_atpe_is_seeded_goes_on_after_a_failure_and_leaves_the_global_generators_alone() -> None:
+    pytest.importorskip("lightgbm", reason="adaptive TPE needs lightgbm")
+
+    def odd(point: Point) -> dict[str, Any]:
+        if sum(point.bits) == 2:
+            return {"status": STATUS_FAIL, "error": "no"}
+        return {"status": STATUS_OK, "loss": float(sum(point.bits))}
+
+    space = SearchSpace(tuple(f"blocks.{i:02d}.attn" for i in range(6)), 1e-4, 1e-2)
+    state = random.getstate()
+    first, trials = _search(10, space=space, name="atpe", objective=odd)
+    assert random.getstate() == state
+    assert first == _search(10, space=space, name="atpe", objective=odd)[0]
+    assert first != _search(10, space=space, name="atpe", objective=odd, seed=1)[0]
+    assert STATUS_FAIL in {doc["result"]["status"] for doc in trials._dynamic_trials}
