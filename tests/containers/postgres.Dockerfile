@@ -5,7 +5,8 @@ FROM ${BASE}
 RUN apt-get update -qq \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null \
  && ln -s /usr/lib/postgresql/*/bin/* /usr/local/bin/
-RUN mkdir -p /var/lib/postgresql/data /docker-entrypoint-initdb.d && chown postgres: /var/lib/postgresql/data
+RUN mkdir -p /var/lib/postgresql/data /docker-entrypoint-initdb.d /var/run/postgresql \
+ && chown postgres: /var/lib/postgresql/data /var/run/postgresql
 COPY postgres.sh /
 USER postgres
 ENTRYPOINT ["sh", "/postgres.sh"]
