@@ -12,14 +12,14 @@ Label rule
     The label is drawn first, a fair coin for each lesion, and moves seven visible properties of the
     lesion: lobed and jagged border, blotches, less network, redness, dark rim, one dark side. Each
     is `± effect + variation` in units of its own spread (`EFFECTS`, `VARIATION`), so that no image
-    is certain: who knew the properties exactly would reach an AUROC of 0.97 in the majority and
-    0.90 in the minority.
+    is certain: who knew the properties exactly would reach an AUROC of 0.98 in the majority and
+    0.89 in the minority.
     The source task's label is the kind of lesion: border (round, lobed, long) by texture (plain,
     blotchy, network) by colour (brown, red); rim and dark side vary there, but mean nothing.
 Sensitive attributes
-    `age_group` (<=60: 75 % of people; >60: 25 %) and `sex` (even). Over 60 a lesion's border,
-    texture and colour tell less of the label, lesions vary more, and the skin has more wrinkles
-    and flush. Sex changes only the number of hairs.
+    `age_group` (<=60: 75 % of people; >60: 25 %) and `sex` (even). Over 60 the
+    rim and the dark side tell next to nothing of the label, lesions vary more, and the skin has
+    more wrinkles and flush. Sex changes only the number of hairs.
 Split rule
     By person, at random within each age group: 11 % train, 44.5 % validation, 44.5 % test. Training
     is small, as medical data sets are; the others are large, so that the minority's AUROC has a
@@ -60,20 +60,20 @@ from fairtune.seeding import seed as named_seed
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Rises whenever a pixel changes."""
 MINORITY = 0.25
 VARIATION = {"<=60": 1.0, ">60": 1.15}
 """Standard deviation of a property about its class's middle."""
 SHARES = {"lesion": (0.11, 0.445, 0.445), "source": (0.8, 0.1, 0.1)}
 EFFECTS = {
-    "lobes": {"<=60": 0.45, ">60": 0.27},
-    "jags": {"<=60": 0.45, ">60": 0.27},
-    "blotches": {"<=60": 0.45, ">60": 0.17},
-    "network": {"<=60": -0.4, ">60": -0.15},
-    "redness": {"<=60": 0.4, ">60": 0.22},
-    "rim": {"<=60": 0.75, ">60": 0.75},
-    "asymmetry": {"<=60": 0.55, ">60": 0.55},
+    "lobes": {"<=60": 0.45, ">60": 0.45},
+    "jags": {"<=60": 0.45, ">60": 0.45},
+    "blotches": {"<=60": 0.45, ">60": 0.45},
+    "network": {"<=60": -0.42, ">60": -0.42},
+    "redness": {"<=60": 0.42, ">60": 0.42},
+    "rim": {"<=60": 0.9, ">60": 0.1},
+    "asymmetry": {"<=60": 0.7, ">60": 0.1},
 }
 """How far a lesion lies from the middle, up if malignant and down if benign, by age group."""
 BORDERS = ("round", "lobed", "long")
