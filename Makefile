@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # mlflow starts `fairtune` and `uvicorn` by name.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint unit bench clean
+.PHONY: demo test lint unit docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -29,6 +29,9 @@ lint: $(STAMP)
 
 unit: $(STAMP)
 	pytest
+
+docs: $(STAMP)  ## Build the documentation site in docs/_build/html; a warning is an error.
+	sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
 bench: $(STAMP)  ## Measure, and store the tables under benchmarks/results/.
 	python -m benchmarks
