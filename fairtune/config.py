@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fairtune.errors import InputError
 from fairtune.search.settings import SearchSettings
-from fairtune.training.recipe import Recipe
+from fairtune.training.recipe import STRATEGY_OPTION, Recipe
+from fairtune.training.strategies import make_strategy
 
 
 class _Section(BaseModel):
@@ -38,6 +40,21 @@ class DataConfig(_Section):
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail", description="What an unreadable image does."
     )
+    folds: int | None = Field(
+        None,
+        ge=3,
+        description="Cross-testing in this many folds by patient instead of the data set's own splits.",
+    )
+    fold: int | None = Field(
+        None, ge=0, description="Which of the folds is tested; `--folds` sets it, fold by fold."
+    )
+    fold_seed: int = Field(0, ge=0, description="Of the division into folds.")
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> DataConfig:
+        if self.fold is not None and (self.folds is None or self.fold >= self.folds):
+            raise ValueError(f"fold {self.fold} needs folds above it, not {self.folds}")
+        return self
 
 
 class ModelConfig(_Section):
@@ -86,12 +103,28 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _rungs_fit(self) -> Config:
+        every = self.train.judge_every
+        unseen = [rung for rung in self.search.pruning.rungs if rung % every]
+        if self.search.pruning.rule != "none" and unseen:
+            raise ValueError(
+                f"search.pruning.rungs: epoch {unseen[0]} is not judged with train.judge_every={every}"
+            )
         beyond = [rung for rung in self.search.pruning.rungs if rung >= self.train.epochs]
         if self.search.pruning.rule != "none" and beyond:
             raise ValueError(
                 f"search.pruning.rungs: rung {beyond[0]} is not before the last of "
                 f"train.epochs={self.train.epochs}; lower the rung or train longer"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _strategy_takes_what_is_searched(self) -> Config:
+        for name, what in self.search.extra.items():
+            if name.startswith(STRATEGY_OPTION):
+                option = name.removeprefix(STRATEGY_OPTION)
+                for value in what.ends:
+                    given = {**self.train.strategy_options, option: value}
+                    make_strategy(self.train.strategy, given)
         return self
 
     def to_yaml(self) -> str:
@@ -129,6 +162,18 @@ def parse_config(raw: dict[str, Any], where: str) -> Config:
         return Config.model_validate(raw)
     except ValidationError as error:
         raise InputError(f"{where}: {_one_line(error)}") from None
+
+
+def with_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a plain configuration with other values under dotted keys."""
+    changed = copy.deepcopy(dict(raw))
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        section = changed
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    return changed
 
 
 def differing_keys(a: Config, b: Config) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ import torch
 import yaml
 from torch import nn
 
-from fairtune.config import Config, parse_config
+from fairtune.config import Config, DataConfig, parse_config
 from fairtune.data import Manifest, Store, load_dataset, open_store
+from fairtune.data.splits import k_folds
 from fairtune.errors import InputError
 from fairtune.fairness import get_objective
 from fairtune.peft import BaseModel, Mask, Space, apply_mask, get_space
@@ -75,7 +77,7 @@ def _open(config_yaml: str, source: str | None) -> Workspace:
     get_objective(config.search.objective)  # names are checked before the data is touched
     space, device = get_space(config.search.space), choose_device(config.device)
     manifest = load_dataset(data.name, Path(source) if source else None, **data.options)
-    manifest = manifest.select(data.attributes)
+    manifest = _fold(manifest.select(data.attributes), data)
     base = BaseModel(
         model.architecture,
         num_classes=len(manifest.classes),
@@ -89,6 +91,15 @@ def _open(config_yaml: str, source: str | None) -> Workspace:
     store = open_store(manifest, data.store_size or data.image_size, on_bad_image=data.on_bad_image)
     spec = ImageSpec(data.image_size, *base.normalization)
     return Workspace(config, store.manifest, store, spec, base, space, device)
+
+
+def _fold(manifest: Manifest, data: DataConfig) -> Manifest:
+    """Split anew for the fold that is asked for; without folds the data set's own splits stay."""
+    if data.folds is None:
+        return manifest
+    if data.fold is None:
+        raise InputError("data.folds is set: cross-testing runs fold by fold, with --folds")
+    return next(islice(k_folds(manifest, data.folds, seed=data.fold_seed), data.fold, None))
 
 
 @torch.inference_mode()

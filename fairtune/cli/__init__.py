@@ -14,6 +14,7 @@ import click
 
 from fairtune import __version__
 from fairtune.cli._common import CONTEXT
+from fairtune.cli.comparing import compare
 from fairtune.cli.containers import image
 from fairtune.cli.data import doctor, prepare
 from fairtune.cli.models import pretrain, spaces
@@ -26,7 +27,7 @@ from fairtune.errors import FairtuneError, GateRefusedError
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Begin": (init, doctor, prepare, spaces),
     "Train": (search, finetune, evaluate, pretrain),
-    "Understand": (report,),
+    "Understand": (report, compare),
     "Use": (register, promote, serve, image, predict, monitor),
 }
 """The commands, by the heading of the help that they stand under."""

@@ -104,11 +104,15 @@ def read_config(path: str, overrides: Iterable[str], text: str) -> Any:
     """Read the configuration that the options of `config_options` name."""
     from fairtune.config import load_config
 
+    return load_config(path, all_overrides(overrides, text))
+
+
+def all_overrides(overrides: Iterable[str], text: str) -> tuple[str, ...]:
+    """Return the overrides of ``--overrides`` and of ``-o``, which come last and win."""
     try:
-        more = shlex.split(text)
+        return (*shlex.split(text), *overrides)
     except ValueError as error:
         raise InputError(f"--overrides {text!r}: {error}") from None
-    return load_config(path, [*more, *overrides])
 
 
 def print_result(value: dict[str, Any]) -> None:

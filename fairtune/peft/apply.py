@@ -7,7 +7,7 @@ from torch import nn
 from fairtune.errors import InputError
 from fairtune.peft.mask import Mask
 from fairtune.peft.parts import architecture_name, running_layers
-from fairtune.peft.spaces import SPACES
+from fairtune.peft.spaces import SPACES, get_space
 
 
 def apply_mask(model: nn.Module, mask: Mask, *, seed: int = 0) -> list[str]:
@@ -39,7 +39,8 @@ def apply_mask(model: nn.Module, mask: Mask, *, seed: int = 0) -> list[str]:
             f"the mask is for {mask.architecture!r}, the model is {name!r}; "
             f"make one with get_space({mask.space!r}).mask(model, bits)"
         )
-    prepare = SPACES[mask.space].prepare if mask.space in SPACES else None
+    known = mask.space.partition(":")[0] in SPACES
+    prepare = get_space(mask.space).prepare if known else None
     if prepare is not None:
         prepare(model, mask, seed)
     wanted = set(mask.parameters)

@@ -29,6 +29,24 @@ def _parameters(model: nn.Module) -> tuple[Bit, ...]:
     return tuple(Bit(padded(name), (name,)) for name in body_names(model))
 
 
+def _last_blocks(model: nn.Module) -> tuple[str, ...]:
+    """Return what lies behind the first two thirds of the blocks or stages."""
+    numbers = {part.name: int(part.name.split(".")[1]) for part in components(model)}
+    first = max(numbers.values()) + 1 - -(-(max(numbers.values()) + 1) // 3)
+    chosen = [p for p in components(model) if numbers[p.name] >= first]
+    names = {name for part in chosen for name in part.parameter_names}
+    body = body_names(model)
+    last = max(i for i, name in enumerate(body) if name in names)
+    return (*names, *body[last + 1 :])
+
+
+register(
+    Space(
+        "last_blocks",
+        "the last third of the blocks or stages and what follows them",
+        always=_last_blocks,
+    )
+)
 register(
     Space(
         "stages_norm_conv",

@@ -157,8 +157,46 @@ def register(space: Space, *aliases: str) -> Space:
 
 
 def get_space(name: str) -> Space:
-    """Return a space by name; raises `InputError` that lists the known ones and the nearest."""
-    return SPACES[name]
+    """Return a space by name; raises `InputError` that lists the known ones and the nearest.
+
+    ``auto_peft1:101100`` is the space of one mask: it has no bits, and trains what these bits of
+    `auto_peft1` train. One digit stands for all bits: ``lora:8``.
+    """
+    kind, colon, text = name.partition(":")
+    return _fixed(SPACES[kind], text) if colon else SPACES[kind]
+
+
+def _fixed(space: Space, text: str) -> Space:
+    try:
+        bits = tuple(int(part) for part in (text.split("-") if "-" in text else text))
+    except ValueError:
+        bits = ()
+    if not bits:
+        raise InputError(
+            f"space '{space.name}:{text}': after the colon stand bits like 1011, or 4-0-16"
+        )
+
+    def all_bits(model: nn.Module) -> tuple[int, ...]:
+        return bits * space.n_bits(model) if len(bits) == 1 else bits
+
+    def chosen(model: nn.Module) -> dict[Bit, int]:
+        return dict(zip(space.bits(model), all_bits(model), strict=True))
+
+    def trains(model: nn.Module) -> tuple[str, ...]:
+        return space.mask(model, all_bits(model)).parameters
+
+    def prepare(model: nn.Module, mask: Mask, seed: int) -> None:
+        if space.prepare is not None:
+            space.prepare(model, space.mask(model, all_bits(model)), seed)
+
+    return Space(
+        f"{space.name}:{text}",
+        f"one mask of {space.name}",
+        always=trains,
+        from_scratch=space.from_scratch,
+        sizes=lambda model, _: space.sizes(model, chosen(model)),
+        prepare=prepare if space.prepare is not None else None,
+    )
 
 
 def padded(name: str) -> str:

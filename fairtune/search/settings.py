@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from fairtune.training.recipe import Recipe
+from fairtune.registry import unknown_name
+from fairtune.training.recipe import STRATEGY_OPTION, Recipe
 
 
 class _Section(BaseModel):
@@ -132,6 +133,7 @@ class FinalSettings(_Section):
 
 
 DROP_PATH = "drop_path"
+EXTRAS = ("weight_decay", "layer_decay", "label_smoothing", "class_weights", DROP_PATH)
 
 
 class SearchSettings(_Section):
@@ -148,13 +150,11 @@ class SearchSettings(_Section):
         10, ge=1, description="Trials before TPE trusts its model; until then it draws at random."
     )
     learning_rate: LearningRateRange = LearningRateRange()
-    extra: dict[
-        Literal["weight_decay", "layer_decay", "label_smoothing", "class_weights", "drop_path"],
-        Extra,
-    ] = Field(
+    extra: dict[str, Extra] = Field(
         {},
         description="Further dimensions: `{low, high, log}` or `{choices}`. `drop_path` is the rate "
-        "of stochastic depth in the last block; the others are keys of `train`.",
+        "of stochastic depth in the last block, `strategy.<option>` an option of `train.strategy`; "
+        "`weight_decay`, `layer_decay`, `label_smoothing` and `class_weights` are keys of `train`.",
     )
     known_masks: bool = Field(
         True,
@@ -182,6 +182,10 @@ class SearchSettings(_Section):
     @classmethod
     def _allowed(cls, extra: dict[str, ExtraRange | ExtraChoice]) -> dict[str, Any]:
         for name, what in extra.items():
+            if name.startswith(STRATEGY_OPTION):  # the configuration knows the strategy
+                continue
+            if name not in EXTRAS:
+                raise unknown_name("dimension", name, (*EXTRAS, f"{STRATEGY_OPTION}<option>"))
             for value in what.ends:
                 if name != DROP_PATH:
                     _check_recipe(name, value)

@@ -91,7 +91,12 @@ def known_points(workspace: Workspace) -> list[Point]:
 
 
 def run_study(
-    runner: TrialRunner, executor: Executor, workspace: Workspace, *, propose: bool = True
+    runner: TrialRunner,
+    executor: Executor,
+    workspace: Workspace,
+    *,
+    propose: bool = True,
+    show_progress: bool = True,
 ) -> list[FinishedTrial]:
     """Run the trials of a search and return those that ended with a value, in order.
 
@@ -114,7 +119,7 @@ def run_study(
     past.restore(trials, runner, objective)
     if not propose:
         return _finished(trials, runner.space, runner.parent.run_id)
-    with _Progress(settings.trials, objective) as progress:
+    with _Progress(settings.trials, objective, show=show_progress) as progress:
         progress.update(trials)
         proposer = Proposer(
             space=runner.space,
@@ -246,9 +251,11 @@ def _hopeless(results: list[dict[str, Any]]) -> bool:
 class _Progress:
     """A bar over the trials with the best value so far, on stderr."""
 
-    def __init__(self, total: int, objective: Objective) -> None:
+    def __init__(self, total: int, objective: Objective, *, show: bool) -> None:
         self.objective = objective
-        self.bar = tqdm(total=total, unit="trial", desc="search", dynamic_ncols=True)
+        self.bar = tqdm(
+            total=total, unit="trial", desc="search", dynamic_ncols=True, disable=not show
+        )
 
     def __enter__(self) -> _Progress:
         return self

@@ -69,7 +69,7 @@ class Epoch:
 
 @dataclass
 class FineTuneResult:
-    """The epochs that were trained, and why there are no more.
+    """The epochs that were judged, and why there are no more.
 
     Attributes
     ----------
@@ -116,7 +116,7 @@ def fine_tune(
     seed
         Of order, augmentation and dropout. The same seed on the same machine gives the same bits.
     on_epoch
-        Called after every epoch; False ends the fine-tune.
+        Called after every epoch that is judged; False ends the fine-tune.
 
     Raises
     ------
@@ -165,6 +165,8 @@ def fine_tune(
                 raise DivergedError(
                     f"the training loss became {loss} in epoch {number}: lower the learning rate"
                 )
+            if number % recipe.judge_every and number < recipe.epochs:
+                continue
             kept = tactic.kept(number)
             with holding(model, kept):
                 result.probabilities = _predict(model, val, spec, recipe, device)

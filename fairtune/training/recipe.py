@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fairtune.training.strategies import make_strategy
+
+STRATEGY_OPTION = "strategy."
+"""What an option of the strategy is called where it stands beside the recipe's own keys."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -45,6 +49,12 @@ class Recipe(BaseModel):
         5, ge=1, description="Passes over the training split. Raise it while validation improves."
     )
     batch_size: int = Field(64, ge=2, description="Images an optimiser step sees.")
+    judge_every: int = Field(
+        1,
+        ge=1,
+        description="Epochs from one look at the validation split to the next; the last is always "
+        "judged. Raise it where validation is much larger than training.",
+    )
     eval_batch_size: int = Field(
         256, ge=1, description="Images a forward pass without gradients sees."
     )
@@ -83,6 +93,17 @@ class Recipe(BaseModel):
         "docs/strategies.md lists the others.",
     )
     strategy_options: dict[str, Any] = Field({}, description="The strategy's own options.")
+
+    def changed(self, changes: Mapping[str, Any]) -> Recipe:
+        """Return the recipe with other values; ``strategy.<option>`` is an option of the strategy."""
+        options = {
+            name.removeprefix(STRATEGY_OPTION): value
+            for name, value in changes.items()
+            if name.startswith(STRATEGY_OPTION)
+        }
+        update = {k: v for k, v in changes.items() if not k.startswith(STRATEGY_OPTION)}
+        update["strategy_options"] = {**self.strategy_options, **options}
+        return self.model_copy(update=update)
 
     @model_validator(mode="after")
     def _strategy_is_known(self) -> Recipe:

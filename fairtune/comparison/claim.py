@@ -1,0 +1,101 @@
+"""The claim about one method: higher worst-group AUROC and a smaller gap, at no lower AUROC."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from fairtune.comparison.settings import Comparison
+from fairtune.comparison.statistics import holm
+from fairtune.comparison.tables import markdown
+
+LEVEL = 0.05
+CLAIMED = {"worst_group_auroc": 1, "auroc_gap": -1}
+"""Metric and the sign that its difference is claimed to have."""
+
+
+@dataclass(frozen=True, eq=False)
+class Claims:
+    """The verdict on every task: a row per hypothesis, and all of it as Markdown."""
+
+    table: pd.DataFrame
+    text: str
+
+
+def judge_claim(differences: pd.DataFrame, comparison: Comparison) -> Claims:
+    """Judge the claim about ``comparison.candidate`` against every reference.
+
+    A hypothesis holds when its difference has the claimed sign and p < 0.05 after Holm's correction
+    over all hypotheses of its task: over seeds, and where the seeds share their test patients over
+    patients too. Overall AUROC is no lower when the lower end of its interval is above -margin.
+    Verdicts: supported (all hold), contradicted (one is significant the other way round), else not
+    decided.
+    """
+    rows, lines = [], []
+    about = (
+        differences[differences["method"] == comparison.candidate]
+        if len(differences)
+        else differences
+    )
+    for task, found in about.groupby("task", sort=False) if len(about) else ():
+        redrawn = any(t.name == task and t.seed_keys for t in comparison.tasks)
+        claimed = found[found["metric"].isin(CLAIMED)].copy()
+        claimed["p"] = holm(claimed["p_value"].tolist())
+        claimed["patient_p"] = holm(claimed["patient_p_value"].tolist())
+        claimed["decides"] = [_decides(row, redrawn) for _, row in claimed.iterrows()]
+        overall = found[found["metric"] == "auroc"].copy()
+        low = (
+            overall["low"] if redrawn else overall[["low", "patient_low"]].min(axis=1, skipna=False)
+        )
+        overall["decides"] = (low > -comparison.margin).astype(int)
+        verdict = _verdict(claimed["decides"].tolist(), overall["decides"].tolist())
+        both = pd.concat([claimed, overall])
+        both["verdict"] = verdict
+        rows.append(both)
+        lines += [
+            f"**{task}: the claim about `{comparison.candidate}` is {verdict}.**",
+            markdown(_shown(both)),
+        ]
+    table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame({"verdict": []})
+    return Claims(table, "\n\n".join(lines))
+
+
+def _decides(row: pd.Series, redrawn: bool) -> int:
+    """Return 1 where the hypothesis holds, -1 where the opposite is significant, else 0."""
+    sign = CLAIMED[row["metric"]]
+    significant = row["p"] < LEVEL and (redrawn or row["patient_p"] < LEVEL)
+    if not significant:  # NaN is not significant
+        return 0
+    return 1 if math.copysign(1, row["mean"]) == sign else -1
+
+
+def _verdict(claimed: list[int], overall: list[int]) -> str:
+    if -1 in claimed:
+        return "contradicted"
+    return "supported" if claimed and all(claimed) and all(overall) else "not decided"
+
+
+def _shown(rows: pd.DataFrame) -> pd.DataFrame:
+    def interval(row: pd.Series, prefix: str) -> str:
+        return f"[{row[f'{prefix}low']:+.4f}, {row[f'{prefix}high']:+.4f}]"
+
+    return pd.DataFrame(
+        [
+            {
+                "test figure": row["metric"],
+                "against": row["reference"],
+                "difference": f"{row['mean']:+.4f}",
+                "n": row["n"],
+                "95 % over seeds": interval(row, ""),
+                "95 % over patients": interval(row, "patient_"),
+                "p, seeds (Holm)": f"{row['p']:.3f}" if row["p"] == row["p"] else "-",
+                "p, patients (Holm)": f"{row['patient_p']:.3f}"
+                if row["patient_p"] == row["patient_p"]
+                else "-",
+                "d": f"{row['effect']:+.2f}",
+            }
+            for _, row in rows.iterrows()
+        ]
+    )

@@ -1,0 +1,183 @@
+"""Run every method on every task with every seed, then say how they compare. Reads from the top."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import pandas as pd
+import yaml
+from tqdm import tqdm
+
+from fairtune.comparison.output import write_results
+from fairtune.comparison.results import collect
+from fairtune.comparison.settings import Comparison, parse_comparison
+from fairtune.comparison.unit import UNIT, Unit, UnitRunner, units
+from fairtune.config import Config
+from fairtune.errors import FairtuneError, InputError
+from fairtune.interrupt import StopRequest
+from fairtune.search.executors import Executor, make_executor
+from fairtune.search.search import EXPERIMENT
+from fairtune.tracking.runs import KIND, RunLog, existing_run, open_run
+from fairtune.workspace import open_workspace
+
+logger = logging.getLogger(__name__)
+
+NAME = "fairtune.comparison"
+FILE = "comparison.yaml"
+
+
+class NothingRanError(FairtuneError):
+    """No unit of a comparison has a model."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class ComparisonOutcome:
+    """What a comparison came to."""
+
+    run_id: str
+    table: str
+    """The table of all methods, as Markdown."""
+    finished: int
+    failed: int
+    total: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every unit was run, with whatever success."""
+        return self.finished + self.failed == self.total
+
+
+def compare(
+    comparison: Comparison,
+    source: str | None,
+    stop: StopRequest,
+    *,
+    resume: str | None = None,
+    max_minutes: float | None = None,
+) -> ComparisonOutcome:
+    """Run what has not been run, then write tables and figures of what stands in the store.
+
+    Parameters
+    ----------
+    source
+        Folder with the official download, for tasks that name none.
+    resume
+        Run id of an earlier comparison of the same settings, finished or not.
+    max_minutes
+        No unit starts after these; the comparison can be resumed.
+
+    Raises
+    ------
+    InputError
+        A task whose data cannot be read, or a run that is another comparison.
+    NothingRanError
+        When every unit failed; names the first reason.
+    """
+    if resume:
+        check_same(existing_run(resume), comparison)
+    first = [_first_config(comparison, index) for index in range(len(comparison.tasks))]
+    for task, config in zip(comparison.tasks, first, strict=True):
+        open_workspace(config, task.source or source)  # before any run is opened
+    executor = make_executor(first[0].search, device=first[0].device)
+    stop.check()
+    with open_run(
+        "compare", f"compare {comparison.name}", experiment=EXPERIMENT, resume=resume
+    ) as log:
+        log.text(FILE, comparison.to_yaml())
+        log.log(tags={NAME: comparison.name})
+        log.end_children("KILLED")  # of a process that was killed
+        runner = UnitRunner(comparison, source, log, stop)
+        width = first[0].search.parallelism if first[0].search.executor == "spark" else 1
+        run_units(units(comparison), runner, executor, width, max_minutes)
+        outcome = summarize(log, comparison)
+    if not outcome.complete:
+        log.end("KILLED")
+        logger.warning("not complete: go on with fairtune compare --resume %s", log.run_id)
+    return outcome
+
+
+def _first_config(comparison: Comparison, index: int) -> Config:
+    unit = next(u for u in units(comparison) if u.task == comparison.tasks[index])
+    return comparison.unit_config(unit.task, unit.method, unit.seed, unit.fold)
+
+
+def check_same(log: RunLog, comparison: Comparison) -> None:
+    """Refuse to go on with a run that compares something else."""
+    if log.data().data.tags.get(KIND) != "compare":
+        raise InputError(f"run {log.run_id} is no comparison; only one can be resumed here")
+    if settings_of(log) != comparison:
+        raise InputError(
+            f"run {log.run_id} was started with other settings: give no --config, and its own are "
+            "taken, or start a new comparison"
+        )
+
+
+def settings_of(log: RunLog) -> Comparison:
+    """Read the settings that a comparison was started with."""
+    return parse_comparison(yaml.safe_load(log.read_text(FILE)), f"{FILE} of run {log.run_id}")
+
+
+def run_units(
+    todo: Sequence[Unit],
+    runner: UnitRunner,
+    executor: Executor,
+    width: int,
+    max_minutes: float | None,
+) -> None:
+    """Run the units that have no model yet, `width` at a time, with the time that is left."""
+    done = {
+        run.data.tags.get(UNIT) for run in runner.parent.children("attributes.status = 'FINISHED'")
+    }
+    left = [unit for unit in todo if unit.key(runner.comparison) not in done]
+    started = time.monotonic()
+    bar = tqdm(
+        total=len(todo),
+        initial=len(todo) - len(left),
+        unit="unit",
+        desc="compare",
+        dynamic_ncols=True,
+    )
+    with bar:
+        for chunk in _chunks(left, width):
+            minutes = (time.monotonic() - started) / 60
+            if max_minutes is not None and minutes >= max_minutes:
+                break
+            bar.set_postfix_str(chunk[0].title)
+            executor.map(runner, chunk, runner.parent, runner.stop)
+            runner.stop.check()
+            bar.update(len(chunk))
+
+
+def _chunks(left: Sequence[Unit], width: int) -> Iterator[list[Unit]]:
+    """Cut into chunks that run at once; a mask that hangs on another's is never with it."""
+    for _, group in groupby(left, key=lambda unit: (unit.seed, unit.method.size_of is None)):
+        same = list(group)
+        for start in range(0, len(same), width):
+            yield same[start : start + width]
+
+
+def summarize(log: RunLog, comparison: Comparison) -> ComparisonOutcome:
+    """Write tables and figures of all that stands in the store to the parent run."""
+    results = collect(log, comparison)
+    counts = results.status["status"].value_counts()
+    finished, failed = int(counts.get("FINISHED", 0)), int(counts.get("FAILED", 0))
+    total = len(units(comparison))
+    log.log(metrics={"units_finished": finished, "units_failed": failed, "units_total": total})
+    log.text("units.csv", results.status.to_csv(index=False))
+    if results.models.empty:
+        if failed == 0:
+            return ComparisonOutcome(log.run_id, "", finished, failed, total)
+        raise NothingRanError(f"no method has a model: {_first_reason(results.status)}")
+    table = write_results(log, comparison, results)
+    return ComparisonOutcome(log.run_id, table, finished, failed, total)
+
+
+def _first_reason(status: pd.DataFrame) -> str:
+    failed = status[status["status"] == "FAILED"]
+    return str(failed["error"].iloc[0])

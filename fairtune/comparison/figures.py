@@ -1,0 +1,135 @@
+"""The figures of a comparison, in the report's style."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import scikit_posthocs
+
+from fairtune.comparison.settings import Comparison
+from fairtune.comparison.statistics import Ranking
+from fairtune.fairness import slug
+from fairtune.report.style import (
+    INK,
+    MARKERS,
+    SERIES,
+    Drawing,
+    legend_below,
+    line_style,
+    look,
+    new_figure,
+)
+from fairtune.search.standings import standard_error
+
+SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
+
+
+def draw_all(
+    models: pd.DataFrame, intervals: pd.DataFrame, ranks: Ranking | None, comparison: Comparison
+) -> Iterator[Drawing]:
+    """Draw a comparison: the ranks, and for each task the trade-off and the gaps."""
+    with look():
+        if ranks is not None and ranks.n_blocks > 1 and len(ranks.ranks) > 2:
+            yield critical_difference(ranks)
+        for task, mine in models.groupby("task", sort=False):
+            yield trade_off(str(task), mine, intervals[intervals["task"] == task])
+            yield gaps(str(task), mine)
+
+
+def critical_difference(ranks: Ranking) -> Drawing:
+    """Draw the average ranks; a bar joins methods whose ranks do not differ at 0.05."""
+    figure, axes = new_figure(8.0, 1.6 + 0.24 * len(ranks.ranks))
+    axes.grid(False)
+    scikit_posthocs.critical_difference_diagram(
+        ranks.ranks,
+        ranks.nemenyi,
+        cd=ranks.critical_difference,
+        ax=axes,
+        label_fmt_left="{label} ({rank:.2f})",
+        label_fmt_right="({rank:.2f}) {label}",
+        crossbar_props={"color": INK, "marker": None},
+        color_palette=dict.fromkeys(ranks.ranks.index, INK),
+    )
+    said = ", ".join(f"{name} {value:.2f}" for name, value in ranks.ranks.items())
+    return Drawing(
+        name="critical-difference",
+        title="Average ranks by test worst-group AUROC",
+        alt=f"Critical-difference diagram over {ranks.n_blocks} blocks. {said}.",
+        caption="Rank 1 is best. A bar joins methods that do not differ at 0.05 (Nemenyi).",
+        figure=figure,
+        wide=True,
+    )
+
+
+def trade_off(task: str, models: pd.DataFrame, intervals: pd.DataFrame) -> Drawing:
+    """Draw overall against worst-group AUROC on test, with intervals over patients."""
+    names = list(dict.fromkeys(models["method"]))
+    figure, axes = new_figure(6.4, 4.4 + 0.13 * len(names))
+    bounds = intervals.set_index(["method", "metric"])
+    said = []
+    for index, name in enumerate(names):
+        x, y = (bounds.loc[(name, metric)] for metric in ("auroc", "worst_group_auroc"))
+        style = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
+        axes.errorbar(
+            x["estimate"],
+            y["estimate"],
+            xerr=[[x["estimate"] - x["low"]], [x["high"] - x["estimate"]]],
+            yerr=[[y["estimate"] - y["low"]], [y["high"] - y["estimate"]]],
+            label=name,
+            linestyle="none",
+            elinewidth=0.6,
+            markersize=6,
+            **style,
+        )
+        said.append(f"{name} {x['estimate']:.3f}, {y['estimate']:.3f}")
+    axes.set(xlabel="AUROC, test", ylabel="worst-group AUROC, test")
+    axes.set_title(f"{task}, {models['seed'].nunique()} seeds")
+    legend_below(axes, ncols=3)
+    return Drawing(
+        name=f"trade-off-{slug(task)}",
+        title=f"Overall and worst-group AUROC: {task}",
+        alt=f"Overall and worst-group AUROC on test: {'; '.join(said)}.",
+        caption=f"Means over {models['seed'].nunique()} seeds; bars: 95 % over resampled patients. "
+        "The bars of two methods move together: the tests are on paired differences.",
+        figure=figure,
+        wide=True,
+    )
+
+
+def gaps(task: str, models: pd.DataFrame) -> Drawing:
+    """Draw each method's AUROC gap between groups on train, validation and test."""
+    names = list(dict.fromkeys(models["method"]))
+    figure, axes = new_figure(6.4, 3.8 + 0.13 * len(names))
+    where = np.arange(len(SPLIT_NAMES), dtype=float)
+    said = []
+    for index, name in enumerate(names):
+        mine = models[models["method"] == name]
+        columns = [mine[f"{split}/auroc_gap"] for split in SPLIT_NAMES]
+        means = [float(values.mean()) for values in columns]
+        errors = np.nan_to_num([standard_error(values.tolist()) for values in columns])
+        axes.errorbar(
+            where + 0.03 * (index - (len(names) - 1) / 2),
+            means,
+            yerr=errors,
+            label=name,
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=5,
+            elinewidth=0.8,
+            **line_style(index),
+        )
+        said.append(f"{name} {', '.join(f'{value:.3f}' for value in means)}")
+    axes.set_xticks(where, list(SPLIT_NAMES.values()))
+    axes.set(ylabel="AUROC gap between groups")
+    axes.set_ylim(bottom=0)
+    axes.set_title(f"{task}, {models['seed'].nunique()} seeds")
+    legend_below(axes, ncols=3)
+    return Drawing(
+        name=f"generalisation-gap-{slug(task)}",
+        title=f"The gap from train to test: {task}",
+        alt=f"AUROC gap on train, validation, test: {'; '.join(said)}.",
+        caption="A line that rises is a fairness generalisation gap. Bars: ± standard error over seeds.",
+        figure=figure,
+        wide=True,
+    )

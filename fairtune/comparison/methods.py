@@ -1,0 +1,130 @@
+"""What is compared: masks without a search, the search, and strategies, each a method by name.
+
+A method is a change of a configuration: what the mask's space is, how it trains, and what of it is
+searched. All of them then run through the same search loop with the same number of trials.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fairtune.errors import InputError
+from fairtune.peft import get_space
+from fairtune.registry import unknown_name
+from fairtune.training import STRATEGIES, make_strategy
+
+SEARCHED = "searched"
+FULL = "full"
+PLUS = "+"
+
+# The option of each strategy that its paper tunes, and the range over which it is searched here.
+TUNED: dict[str, dict[str, Any]] = {
+    "group_dro": {"step_size": {"low": 1e-3, "high": 1e-1, "log": True}},
+    "sam": {"rho": {"low": 0.01, "high": 0.5, "log": True}},
+    "gsam": {"rho": {"low": 0.02, "high": 0.5, "log": True}},
+    "swad": {"tolerance": {"low": 1.05, "high": 1.5}},
+    "ema": {"decay": {"low": 0.9, "high": 0.9999}},
+    "dann": {"weight": {"low": 0.01, "high": 1.0, "log": True}},
+    "laftr": {"weight": {"low": 0.01, "high": 2.0, "log": True}},
+    "cfair": {"weight": {"low": 0.01, "high": 1.0, "log": True}},
+    "lnl": {"weight": {"low": 0.01, "high": 1.0, "log": True}},
+    "dfr": {"strength": {"low": 1e-3, "high": 1.0, "log": True}},
+}
+
+
+class Method(BaseModel):
+    """One way to fine-tune."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, description="What tables call it.")
+    space: str | None = Field(
+        None, description="The mask's space; null = the configuration's, whose bits are searched."
+    )
+    size_of: str | None = Field(
+        None,
+        description="Another method: the mask is drawn at random, of the size of that one's mask.",
+    )
+    best_of: tuple[str, ...] = Field(
+        (), description="Takes the one of these methods that is best on validation; trains nothing."
+    )
+    strategy: str = Field("erm", description="How to train.")
+    strategy_options: dict[str, Any] = Field({}, description="The strategy's own options.")
+    extra: dict[str, Any] = Field(
+        {}, description="Searched beside the learning rate, as under `search.extra`."
+    )
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Method:
+        if sum((self.space is not None, self.size_of is not None, bool(self.best_of))) > 1:
+            raise ValueError("space, size_of and best_of exclude each other")
+        make_strategy(self.strategy, self.strategy_options)
+        if self.space is not None:
+            get_space(self.space)
+        return self
+
+    @property
+    def is_fixed_mask(self) -> bool:
+        """Whether it is plain training under a mask that is known beforehand."""
+        return self.space is not None and self.strategy == "erm"
+
+
+_MASKS = {
+    FULL: "fullft",
+    "scratch": "train_from_scratch",
+    "linear": "linear_readout",
+    "bitfit": "bitfit",
+    "norms": "tune_layernorm",
+    "attention": "tune_attention",
+    "last_blocks": "last_blocks",
+    "lora": "lora:8",
+}
+
+
+def known_methods() -> dict[str, Method]:
+    """Return the methods that have a name of their own, in the order of tables.
+
+    ``searched+<strategy>``, and any other ``<mask>+<strategy>``, are known to `method` as well.
+    """
+    found = {name: Method(name=name, space=space) for name, space in _MASKS.items()}
+    found["random"] = Method(name="random", size_of=SEARCHED)
+    found["best_fixed"] = Method(name="best_fixed", best_of=tuple(_MASKS))
+    for name in sorted(set(STRATEGIES) - {"erm"}):
+        found[name] = _with_strategy(found[FULL], name, name)
+    found[SEARCHED] = Method(name=SEARCHED)
+    return found
+
+
+def method(named: str | dict[str, Any]) -> Method:
+    """Return a method by name, or made from a mapping of its fields.
+
+    Raises
+    ------
+    InputError
+        An unknown name (with the nearest), or fields that make no method.
+    """
+    known = known_methods()
+    if isinstance(named, str):
+        mask, plus, strategy = named.partition(PLUS)
+        if plus and mask in known and strategy in STRATEGIES:
+            return _with_strategy(known[mask], named, strategy)
+        if named not in known:
+            raise unknown_name("method", named, (*known, f"{SEARCHED}{PLUS}<strategy>"))
+        return known[named]
+    fields = dict(named)
+    if isinstance(fields.get("like"), str):
+        fields = {**method(fields.pop("like")).model_dump(), **fields}
+    try:
+        return Method.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "method"
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"method {fields.get('name', '?')!r}: {where}: {message}") from None
+
+
+def _with_strategy(base: Method, name: str, strategy: str) -> Method:
+    extra = {f"strategy.{option}": what for option, what in TUNED.get(strategy, {}).items()}
+    return base.model_copy(update={"name": name, "strategy": strategy, "extra": extra})

@@ -1,0 +1,151 @@
+"""What is compared on what, as one frozen value from a YAML file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fairtune.comparison.methods import FULL, SEARCHED, Method, method
+from fairtune.config import Config, load_config, parse_config, with_values
+from fairtune.errors import InputError
+from fairtune.fairness import get_objective
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Task(_Section):
+    """A data set with its sensitive attributes, and the model for it."""
+
+    name: str = Field(min_length=1, description="What tables call it.")
+    config: dict[str, Any] = Field(
+        description="A whole configuration; in the file, the path of one, from the file's folder."
+    )
+    source: str | None = Field(None, description="Folder of the data set; else `--source`.")
+    seed_keys: tuple[str, ...] = Field(
+        (), description="Keys that take the seed as well: `data.options.seed` draws new data."
+    )
+
+
+class Comparison(_Section):
+    """Methods by seeds by tasks, and the budget that each method has."""
+
+    name: str = Field(min_length=1, description="What the parent run is called.")
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    methods: tuple[Method, ...] = Field(min_length=2)
+    seeds: tuple[int, ...] = Field(min_length=1, description="One final model a method for each.")
+    trials: int = Field(8, ge=1, description="Hyperparameter trials of each method and seed.")
+    candidate: str = Field(SEARCHED, description="The method of which something is claimed.")
+    references: tuple[str, ...] = Field(
+        (FULL,), description="The methods that the others are compared with, the first foremost."
+    )
+    margin: float = Field(0.01, ge=0, description="Loss of overall AUROC that does not matter.")
+    resamples: int = Field(2000, ge=100, description="Resamples of the test patients.")
+
+    @field_validator("tasks", "methods")
+    @classmethod
+    def _named_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [value.name for value in values]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a name comes twice in {', '.join(names)}")
+        return values
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError("seeds must differ and be 0 or more")
+        return seeds
+
+    @model_validator(mode="after")
+    def _methods_are_there(self) -> Comparison:
+        names = [m.name for m in self.methods]
+        wanted = [("candidate", self.candidate), *(("references", r) for r in self.references)]
+        wanted += [(f"method {m.name}", m.size_of) for m in self.methods if m.size_of]
+        for where, name in wanted:
+            if name not in names:
+                raise ValueError(f"{where}: no method {name!r} in {', '.join(names)}")
+        return self
+
+    @property
+    def trained(self) -> tuple[Method, ...]:
+        """The methods that train, those whose mask hangs on another's last."""
+        own = [m for m in self.methods if not m.best_of]
+        return tuple(sorted(own, key=lambda m: m.size_of is not None))
+
+    def choices(self, chooser: Method) -> tuple[str, ...]:
+        """Return the methods in this comparison among which a `best_of` chooses."""
+        return tuple(m.name for m in self.methods if m.name in chooser.best_of)
+
+    def to_yaml(self) -> str:
+        """Return YAML that `parse_comparison` reads back to an equal value."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def unit_config(self, task: Task, how: Method, seed: int, fold: int | None = None) -> Config:
+        """Return the configuration under which a method runs with one seed."""
+        values: dict[str, Any] = {
+            "seed": seed,
+            **dict.fromkeys(task.seed_keys, seed),
+            "data.fold": fold,
+            "register": {},
+            "search.trials": self.trials,
+            "search.extra": how.extra,
+            "train.strategy": how.strategy,
+            "train.strategy_options": how.strategy_options,
+        }
+        if how.space is not None:
+            values["search.space"] = how.space
+        raw = with_values(task.config, values)
+        return parse_config(raw, f"task {task.name!r}, method {how.name!r}")
+
+
+def load_comparison(path: str | Path, overrides: tuple[str, ...] = ()) -> Comparison:
+    """Read a comparison from YAML; `overrides` change the configuration of every task.
+
+    Each task's ``config`` is a path from the file's folder, with ``overrides`` of its own.
+
+    Raises
+    ------
+    InputError
+        One line: the file, the key, what is wrong.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("tasks"), list):
+        raise InputError(f"{path}: a comparison needs `tasks`, a list, and `methods`")
+    for task in raw["tasks"]:
+        if not isinstance(task, dict) or not isinstance(task.get("config"), str):
+            raise InputError(f"{path}: each task needs `config`, the path of a configuration")
+        own = task.pop("overrides", {}) or {}
+        config = load_config(os.path.normpath(path.parent / task["config"]), overrides)
+        task["config"] = with_values(config.model_dump(mode="json", by_alias=True), own)
+        parse_config(task["config"], f"{path}, task {task.get('name')!r}")
+    named = raw.get("methods") or []
+    raw["methods"] = [method(one).model_dump() for one in named]
+    return parse_comparison(raw, str(path))
+
+
+def parse_comparison(raw: dict[str, Any], where: str) -> Comparison:
+    """Check a plain dictionary; `where` is named in the error."""
+    try:
+        comparison = Comparison.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {key + ': ' if key else ''}{message}") from None
+    for task in comparison.tasks:
+        for how in comparison.trained:
+            config = comparison.unit_config(task, how, comparison.seeds[0])
+            get_objective(config.search.objective)
+    return comparison

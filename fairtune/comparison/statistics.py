@@ -1,0 +1,250 @@
+"""What a comparison may conclude: paired differences, corrections, ranks. Numbers in, numbers out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import scikit_posthocs
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from fairtune.errors import InputError
+from fairtune.fairness.resampling import Resampled, multiplicities
+from fairtune.tracking.predictions import groups_of, probabilities_of
+
+
+@dataclass(frozen=True)
+class SeedDifference:
+    """A method minus a reference, paired over seeds.
+
+    Attributes
+    ----------
+    n
+        Seeds in which both have a value.
+    mean, standard_error
+        Of the differences; the error is NaN for one seed.
+    low, high
+        Two-sided t-interval of the mean.
+    p_value
+        Two-sided paired t test of no difference; 1 where all differences are 0.
+    effect
+        Cohen's d of paired samples: mean over standard deviation of the differences.
+    """
+
+    n: int
+    mean: float
+    standard_error: float
+    low: float
+    high: float
+    p_value: float
+    effect: float
+
+
+def seed_difference(
+    method: ArrayLike, reference: ArrayLike, *, level: float = 0.95
+) -> SeedDifference:
+    """Compare two methods over seeds; ``method[i]`` and ``reference[i]`` share seed i.
+
+    References
+    ----------
+    Student's paired t test; effect size d_z of Cohen, "Statistical Power Analysis for the
+    Behavioral Sciences", 2nd edition (1988), section 2.3.
+    """
+    apart = np.asarray(method, float) - np.asarray(reference, float)
+    apart = apart[~np.isnan(apart)]
+    n = len(apart)
+    if n == 0:
+        return SeedDifference(0, *[math.nan] * 6)
+    mean = float(apart.mean())
+    if n == 1:
+        return SeedDifference(1, mean, *[math.nan] * 5)
+    deviation = float(apart.std(ddof=1))
+    error = deviation / math.sqrt(n)
+    if deviation == 0:
+        same = mean == 0
+        return SeedDifference(
+            n, mean, 0.0, mean, mean, 1.0 if same else 0.0, 0.0 if same else math.inf
+        )
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
+    return SeedDifference(n, mean, error, mean - half, mean + half, p, mean / deviation)
+
+
+@dataclass(frozen=True)
+class PatientInterval:
+    """A figure, averaged over seeds, with its spread over resampled patients.
+
+    `p_value` is two-sided, of 0: twice the smaller share of resamples on one side. NaN where fewer
+    than 90 % of the resamples define the figure.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    p_value: float
+    n_patients: int
+
+
+def patient_intervals(
+    tables: Sequence[pd.DataFrame],
+    references: Sequence[pd.DataFrame] | None,
+    metrics: Sequence[str],
+    *,
+    n_resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> dict[str, PatientInterval]:
+    """Bootstrap over patients the mean over seeds of figures, or of their paired differences.
+
+    Parameters
+    ----------
+    tables
+        One table of test predictions a seed, see `predictions_table`.
+    references
+        The same rows, predicted by the reference with the same seed; None: no difference is taken.
+    metrics
+        Names of `FairnessReport.to_dict`.
+    n_resamples, seed
+        Tables with the same number of patients are resampled alike: where all seeds share one test
+        split, a resample is the same patients for all of them.
+
+    Raises
+    ------
+    InputError
+        When a table and its reference are not of the same images in the same order.
+    """
+    draws: dict[str, NDArray[np.float64]] = {name: np.zeros(n_resamples) for name in metrics}
+    estimates = dict.fromkeys(metrics, 0.0)
+    patients = 0
+    pairs: list[tuple[pd.DataFrame, pd.DataFrame | None]]
+    pairs = (
+        [(t, None) for t in tables]
+        if references is None
+        else list(zip(tables, references, strict=True))
+    )
+    for mine, other in pairs:
+        found, values = _resampled(mine, metrics, n_resamples, seed)
+        patients = max(patients, int(mine["patient"].nunique()))
+        if other is not None:
+            if not mine["image"].equals(other["image"]):
+                raise InputError("the two methods were not tested on the same images in one order")
+            theirs, their_values = _resampled(other, metrics, n_resamples, seed)
+            found = {name: found[name] - theirs[name] for name in metrics}
+            values = {name: values[name] - their_values[name] for name in metrics}
+        for name in metrics:
+            draws[name] += values[name] / len(pairs)
+            estimates[name] += found[name] / len(pairs)
+    return {name: _interval(estimates[name], draws[name], level, patients) for name in metrics}
+
+
+def _resampled(
+    table: pd.DataFrame, metrics: Sequence[str], n_resamples: int, seed: int
+) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+    split = Resampled(
+        table["label"].to_numpy(), probabilities_of(table), groups_of(table), table["patient"], None
+    )
+    blocks = [
+        {name: values[name] for name in metrics}
+        for weights in multiplicities(split.n_clusters, split.n_rows, n_resamples, seed)
+        for values in [split.values(weights)]
+    ]
+    return (
+        {name: split.estimates[name] for name in metrics},
+        {name: np.concatenate([block[name] for block in blocks]) for name in metrics},
+    )
+
+
+def _interval(
+    estimate: float, draws: NDArray[np.float64], level: float, n_patients: int
+) -> PatientInterval:
+    valid = draws[~np.isnan(draws)]
+    if valid.size < 0.9 * draws.size:
+        return PatientInterval(estimate, math.nan, math.nan, math.nan, n_patients)
+    low, high = np.quantile(valid, [(1 - level) / 2, (1 + level) / 2])
+    # One is added to both counts: no finite number of resamples shows a p of 0.
+    one_side = min((valid <= 0).sum(), (valid >= 0).sum())
+    p = min(1.0, 2 * float(1 + one_side) / (1 + valid.size))
+    return PatientInterval(estimate, float(low), float(high), p, n_patients)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for several comparisons; NaN stay NaN and do not count.
+
+    References
+    ----------
+    Holm (1979), "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of
+    Statistics 6.
+    """
+    values = np.asarray(p_values, float)
+    defined = ~np.isnan(values)
+    if defined.any():
+        values[defined] = multipletests(values[defined], method="holm")[1]
+    return [float(value) for value in values]
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """How k methods rank over n blocks.
+
+    Attributes
+    ----------
+    ranks
+        Average rank by method, 1 is best, ascending.
+    statistic, p_value
+        Friedman's chi-squared and its p; NaN for fewer than 3 methods or 2 blocks.
+    nemenyi
+        (k, k) p-values of the post-hoc test, in the order of `ranks`.
+    critical_difference
+        Difference of average ranks that is significant at 0.05.
+    n_blocks
+        Blocks in which every method has a value.
+    """
+
+    ranks: pd.Series
+    statistic: float
+    p_value: float
+    nemenyi: pd.DataFrame
+    critical_difference: float
+    n_blocks: int
+
+
+def rank(values: pd.DataFrame, *, larger_is_better: bool) -> Ranking | None:
+    """Rank methods within blocks, and test whether their ranks differ.
+
+    Parameters
+    ----------
+    values
+        A row per block, a column per method; rows with a NaN are left out.
+
+    Returns
+    -------
+    Ranking or None
+        None with fewer than two methods, or without a whole block.
+
+    References
+    ----------
+    Demšar (2006), "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 7; the
+    tests are SciPy's and scikit-posthocs'.
+    """
+    whole = values.dropna()
+    n, k = whole.shape
+    if n < 1 or k < 2:
+        return None
+    within = whole.rank(axis=1, ascending=not larger_is_better)
+    ranks = within.mean().sort_values(kind="stable")
+    whole = whole[ranks.index]
+    statistic = p = critical = math.nan
+    nemenyi = pd.DataFrame(math.nan, index=ranks.index, columns=ranks.index)
+    if n > 1:
+        q = float(stats.studentized_range.ppf(0.95, k, np.inf)) / math.sqrt(2)
+        critical = q * math.sqrt(k * (k + 1) / (6 * n))
+        if k > 2:
+            statistic, p = map(float, stats.friedmanchisquare(*whole.to_numpy().T))
+            found = scikit_posthocs.posthoc_nemenyi_friedman(whole.to_numpy())
+            nemenyi = pd.DataFrame(found.to_numpy(), index=ranks.index, columns=ranks.index)
+    return Ranking(ranks, statistic, p, nemenyi, critical, n)

@@ -1,0 +1,84 @@
+"""Tables of a comparison for people: Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from fairtune.comparison.settings import Comparison
+from fairtune.comparison.statistics import Ranking
+from fairtune.search.standings import standard_error
+from fairtune.search.winner import GAP
+
+SHOWN = {
+    "test/worst_group_auroc": "worst group",
+    "test/auroc_gap": "gap",
+    "test/auroc": "AUROC",
+    "val/worst_group_auroc": "worst group, val",
+    "train/auroc_gap": "gap, train",
+    f"test/{GAP}": "generalisation gap",
+}
+
+
+def mean_and_error(values: pd.Series) -> str:
+    """Write mean ± standard error to three digits; the mean alone for one value."""
+    mean, error = float(values.mean()), standard_error(values.tolist())
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.3f}" if math.isnan(error) else f"{mean:.3f} ± {error:.3f}"
+
+
+def method_rows(models: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
+    """Tabulate methods by task: mean ± standard error over seeds, n, and what trains.
+
+    Figures are of the test split unless a column says otherwise. ``trials`` counts the fine-tunes
+    that a choice is made among, for each seed.
+    """
+    chosen_among = {m.name: len(comparison.choices(m)) for m in comparison.methods if m.best_of}
+    rows = []
+    for (task, name), mine in models.groupby(["task", "method"], sort=False):
+        row: dict[str, object] = {"task": task, "method": name, "n": len(mine)}
+        row |= {title: mean_and_error(mine[key]) for key, title in SHOWN.items()}
+        folds = [f"test/{m}_fold_mean" for m in ("worst_group_auroc", "auroc")]
+        for key, title in zip(folds, ("worst group, fold mean", "AUROC, fold mean"), strict=True):
+            if key in mine and mine[key].notna().any():
+                row[title] = mean_and_error(mine[key])
+        row["trains"] = f"{mine['share'].mean():.0%}"
+        row["trials"] = comparison.trials * chosen_among.get(str(name), 1)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Return a table as Markdown."""
+    lines = [[str(name) for name in table.columns], ["---"] * table.shape[1]]
+    lines += [["" if value != value else str(value) for value in row] for row in table.to_numpy()]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+    )
+
+
+def latex(table: pd.DataFrame) -> str:
+    """Return a table as LaTeX, with the rules of the package booktabs."""
+    text = table.astype(str).replace({"±": r"$\\pm$", "_": r"\\_", "%": r"\\%"}, regex=True)
+    text.columns = [str(name).replace("_", r"\_") for name in table.columns]
+    styled: str = text.style.hide(axis="index").to_latex(hrules=True)
+    return styled
+
+
+def say_ranks(found: Ranking | None) -> str:
+    """Say in a paragraph how methods rank by worst-group AUROC."""
+    if found is None or math.isnan(found.critical_difference):
+        return ""
+    listed = ", ".join(f"{name} {value:.2f}" for name, value in found.ranks.items())
+    p = (
+        ""
+        if math.isnan(found.p_value)
+        else (f" Friedman's chi-squared {found.statistic:.1f}, p = {found.p_value:.2g}.")
+    )
+    return (
+        f"Average rank by test worst-group AUROC over {found.n_blocks} blocks (task and seed), 1 is best: "
+        f"{listed}.{p} Ranks that differ by {found.critical_difference:.2f} or more differ at 0.05 "
+        f"(Nemenyi, k = {len(found.ranks)})."
+    )

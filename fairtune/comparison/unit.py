@@ -1,0 +1,219 @@
+"""One unit: a method on a task with one seed (and fold), from its trials to its one look at test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+from mlflow.entities import Run
+
+from fairtune.comparison.methods import Method
+from fairtune.comparison.settings import Comparison, Task
+from fairtune.config import Config
+from fairtune.errors import FairtuneError
+from fairtune.fairness import get_objective
+from fairtune.interrupt import InterruptedSearchError, StopRequest
+from fairtune.peft import Mask, bits_text, get_space
+from fairtune.search.executors import SerialExecutor
+from fairtune.search.runner import ERROR, TrialRunner
+from fairtune.search.search import describe
+from fairtune.search.study import FinishedTrial, run_study, search_space
+from fairtune.search.trial import check_validation, mask_params, mask_tags, run_trial
+from fairtune.search.winner import SPLITS, evaluate_run
+from fairtune.search.worker import stop_requested, worker_workspace
+from fairtune.seeding import seed as named_seed
+from fairtune.tracking.runs import RunLog, is_store_failure, one_line
+from fairtune.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+KIND = "method"
+TASK, METHOD, SEED, FOLD, UNIT = (
+    f"fairtune.{key}" for key in ("task", "method", "seed", "fold", "unit")
+)
+DRAWS = 2000
+"""Masks that are drawn to find one of the wanted size."""
+
+
+class NoMaskError(FairtuneError):
+    """The method whose mask gives the size has none."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is run as one: it either stands in the store, with all its figures, or it does not."""
+
+    task: Task
+    method: Method
+    seed: int
+    fold: int | None
+
+    def key(self, comparison: Comparison) -> str:
+        """Return the hash of all that the unit's figures depend on."""
+        config = comparison.unit_config(self.task, self.method, self.seed, self.fold)
+        what = [self.task.name, self.method.model_dump(mode="json"), config.to_yaml()]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+    @property
+    def title(self) -> str:
+        """Name the unit for people."""
+        fold = "" if self.fold is None else f" fold-{self.fold}"
+        return f"{self.task.name} {self.method.name} seed-{self.seed}{fold}"
+
+    def tags(self, comparison: Comparison) -> dict[str, object]:
+        """Return the tags by which its run is found."""
+        return {
+            TASK: self.task.name,
+            METHOD: self.method.name,
+            SEED: self.seed,
+            **({} if self.fold is None else {FOLD: self.fold}),
+            UNIT: self.key(comparison),
+        }
+
+
+def units(comparison: Comparison) -> list[Unit]:
+    """Return all units in order: whole seeds, one after the other, so that a stop leaves whole ones."""
+    found = []
+    for seed in comparison.seeds:
+        for task in comparison.tasks:
+            folds = task.config["data"].get("folds")
+            for fold in range(folds) if folds else (None,):
+                found += [Unit(task, how, seed, fold) for how in comparison.trained]
+    return found
+
+
+@dataclass(frozen=True)
+class UnitRunner:
+    """Run a unit in a nested run. Picklable; what stands in the store is not run again.
+
+    A unit that was cut off goes on in its own run, with the trials that it has. One that fails
+    ends FAILED with its reason, and the others go on.
+    """
+
+    comparison: Comparison
+    source: str | None
+    parent: RunLog
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def __call__(self, unit: Unit) -> str:
+        """Run one unit; returns the status of its run."""
+        log, done = self._open(unit)
+        if done:
+            return "FINISHED"
+        try:
+            self._run(unit, log)
+        except Exception as error:
+            if is_store_failure(error):
+                raise
+            logger.warning("%s failed: %s", unit.title, one_line(error))
+            logger.debug("unit failed", exc_info=True)
+            log.log(tags={ERROR: one_line(error)})
+            log.end_children("KILLED")
+            log.end("FAILED")
+            return "FAILED"
+        log.end()
+        return "FINISHED"
+
+    def _open(self, unit: Unit) -> tuple[RunLog, bool]:
+        """Find the unit's run, or open it; the second value says whether it is finished."""
+        tags = unit.tags(self.comparison)
+        runs = self.parent.children(f"tags.`{UNIT}` = '{tags[UNIT]}'")
+        if not runs:
+            return self.parent.child(unit.title, KIND, tags=tags), False
+        log = self.parent.sibling(runs[-1].info.run_id)
+        if runs[-1].info.status == "FINISHED":
+            return log, True
+        log.client.update_run(log.run_id, status="RUNNING")
+        if ERROR in runs[-1].data.tags:
+            log.client.delete_tag(log.run_id, ERROR)
+        return log, False
+
+    def _run(self, unit: Unit, log: RunLog) -> None:
+        config = self.comparison.unit_config(unit.task, unit.method, unit.seed, unit.fold)
+        source = unit.task.source or self.source
+        if unit.method.size_of is not None:
+            config = self._with_random_mask(config, unit, source)
+        workspace = worker_workspace(config, source)
+        check_validation(workspace)
+        describe(log, workspace, source)
+        runner = TrialRunner(
+            config, source, search_space(workspace), log, self.stop, keep_models=False
+        )
+        trials = run_study(runner, SerialExecutor(), workspace, show_progress=False)
+        self._final(workspace, log, best_trial(trials, config))
+
+    def _final(self, workspace: Workspace, log: RunLog, best: FinishedTrial) -> None:
+        """Fine-tune once more with a fresh seed, and judge that model on every split."""
+        config, point = workspace.config, best.point
+        mask = workspace.mask(point.bits)
+        log.log(
+            params=mask_params(mask, point.learning_rate, point.extras),
+            metrics={"best_trial": best.number, "best_objective": best.value, "share": mask.share},
+            tags=mask_tags(mask, workspace),
+        )
+        trial = run_trial(
+            workspace,
+            mask,
+            point.learning_rate,
+            seed=named_seed(config.seed, "compared", mask.space, point.key),
+            objective=get_objective(config.search.objective),
+            log=log,
+            extras=point.extras,
+            should_stop=lambda: stop_requested(self.stop, self.parent),
+        )
+        if trial.epochs < config.train.epochs:
+            log.end("KILLED")
+            raise InterruptedSearchError("stopped by Ctrl-C")
+        evaluate_run(workspace, log, {name: workspace.split(name) for name in SPLITS})
+
+    def _with_random_mask(self, config: Config, unit: Unit, source: str | None) -> Config:
+        """Give the configuration a mask drawn at random, of the size of another method's."""
+        run = self._run_of(unit)
+        other = Mask.from_json(self.parent.sibling(run.info.run_id).read_text("mask.json"))
+        workspace = worker_workspace(config, source)
+        bits = random_bits(workspace, other, named_seed(unit.seed, "random mask", unit.fold or 0))
+        raw = config.model_dump(mode="json", by_alias=True)
+        raw["search"]["space"] = f"{config.search.space}:{bits_text(bits)}"
+        return Config.model_validate(raw)
+
+    def _run_of(self, unit: Unit) -> Run:
+        fold = "" if unit.fold is None else f" and tags.`{FOLD}` = '{unit.fold}'"
+        found = self.parent.children(
+            f"tags.`{METHOD}` = '{unit.method.size_of}' and tags.`{TASK}` = '{unit.task.name}' "
+            f"and tags.`{SEED}` = '{unit.seed}' and attributes.status = 'FINISHED'{fold}"
+        )
+        if not found:
+            raise NoMaskError(
+                f"{unit.method.name} takes the size of {unit.method.size_of}, which has no model "
+                "for this seed"
+            )
+        return found[-1]
+
+
+def best_trial(trials: list[FinishedTrial], config: Config) -> FinishedTrial:
+    """Return the trial that is best on validation; of equals the first."""
+    objective = get_objective(config.search.objective)
+    return min(trials, key=lambda trial: (objective.loss(trial.value), trial.number))
+
+
+def random_bits(workspace: Workspace, like: Mask, seed: int) -> tuple[int, ...]:
+    """Draw bits of the workspace's space that train about as many values as another mask.
+
+    Of `DRAWS` random bit vectors, each with a share of bits of its own, the one whose number of
+    trained values is nearest to the mask's, and which is not that mask.
+    """
+    model, space = workspace.base.model, get_space(workspace.config.search.space)
+    parts = space.bits(model)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    values = np.array([sum(sizes.get(name, 0) for name in part.parameters) for part in parts])
+    rng = np.random.default_rng(seed)
+    drawn = rng.random((DRAWS, len(parts))) < rng.random((DRAWS, 1))  # (D, bits)
+    fixed = space.mask(model, [0] * len(parts)).trained
+    apart = np.abs(drawn @ values + fixed - like.trained)
+    bits = drawn.astype(int) * max(space.levels)
+    same = (bits == np.array(like.bits)).all(axis=1) if len(like.bits) == len(parts) else False
+    best = int(np.argmin(np.where(same, np.inf, apart)))
+    return tuple(int(bit) for bit in bits[best])
