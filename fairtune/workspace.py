@@ -28,14 +28,12 @@ from fairtune.training.optimization import make_optimizer, make_schedule
 
 
 @dataclass(frozen=True)
-class Workspace:
-    """The data and the base model of one configuration."""
+class Outline:
+    """What a configuration comes to before any image is decoded."""
 
     config: Config
     manifest: Manifest
     """The data set with the configured attributes alone."""
-    store: Store
-    """Its images, (N, H, W, 3) uint8."""
     spec: ImageSpec
     """How images enter the model."""
     base: BaseModel
@@ -48,15 +46,23 @@ class Workspace:
         """Make a mask for the base model in the configured space, or in another."""
         return (get_space(space) if space else self.space).mask(self.base.model, bits)
 
-    def split(self, name: str) -> Split:
-        """Take a split; a search asks for train and val, the final evaluation alone for test."""
-        return Split.of(self.manifest, self.store.images, name)
-
     def model(self, mask: Mask, seed: int) -> nn.Module:
         """Return a fresh model on the CPU, its head drawn from `seed`, its mask applied."""
         model = self.base.fresh(seed, from_scratch=get_space(mask.space).from_scratch)
         apply_mask(model, mask, seed=seed)
         return model
+
+
+@dataclass(frozen=True)
+class Workspace(Outline):
+    """The data and the base model of one configuration."""
+
+    store: Store
+    """Its images, (N, H, W, 3) uint8."""
+
+    def split(self, name: str) -> Split:
+        """Take a split; a search asks for train and val, the final evaluation alone for test."""
+        return Split.of(self.manifest, self.store.images, name)
 
 
 def open_workspace(config: Config, source: str | None) -> Workspace:
@@ -73,6 +79,23 @@ def open_workspace(config: Config, source: str | None) -> Workspace:
 @functools.lru_cache(maxsize=2)
 def _open(config_yaml: str, source: str | None) -> Workspace:
     config = parse_config(yaml.safe_load(config_yaml), "configuration")
+    found, data = open_outline(config, source), config.data
+    store = open_store(
+        found.manifest, data.store_size or data.image_size, on_bad_image=data.on_bad_image
+    )
+    return Workspace(
+        config, store.manifest, found.spec, found.base, found.space, found.device, store
+    )
+
+
+def open_outline(config: Config, source: str | None) -> Outline:
+    """Read the table of a configuration's data set and build its base model; decode nothing.
+
+    Raises
+    ------
+    InputError
+        As `open_workspace`, without what only the images show.
+    """
     data, model = config.data, config.model
     get_objective(config.search.objective)  # names are checked before the data is touched
     space, device = get_space(config.search.space), choose_device(config.device)
@@ -88,9 +111,9 @@ def _open(config_yaml: str, source: str | None) -> Workspace:
     space.bit_names(base.model)  # a space that does not fit is refused before images are decoded
     _check_size(base, data.image_size)
     _check_recipe(base, config.train, manifest)
-    store = open_store(manifest, data.store_size or data.image_size, on_bad_image=data.on_bad_image)
-    spec = ImageSpec(data.image_size, *base.normalization)
-    return Workspace(config, store.manifest, store, spec, base, space, device)
+    return Outline(
+        config, manifest, ImageSpec(data.image_size, *base.normalization), base, space, device
+    )
 
 
 def _fold(manifest: Manifest, data: DataConfig) -> Manifest:

@@ -9,6 +9,15 @@ import click
 
 from fairtune.cli._common import command, config_options, option, print_result, read_config
 
+DRY_RUN = option(
+    "--dry-run",
+    is_flag=True,
+    help="Train nothing: show the configuration, parameters, and the time and memory it will take.",
+)
+
+
+COUNTS = ("parameters", "trained")
+
 
 def _bits(mask: Any) -> str:
     return f"{mask.text} ({mask.space})" if mask.text else str(mask.space)
@@ -17,8 +26,14 @@ def _bits(mask: Any) -> str:
 @command
 @config_options
 @option("--resume", default="", metavar="RUN_ID", help="Continue a search that was cut off.")
+@DRY_RUN
 def search(
-    config_path: str, overrides: tuple[str, ...], override_text: str, source: str, resume: str
+    config_path: str,
+    overrides: tuple[str, ...],
+    override_text: str,
+    source: str,
+    resume: str,
+    dry_run: bool,
 ) -> None:
     """Search for the mask that is fairest on validation; register the winner.
 
@@ -27,6 +42,8 @@ def search(
       fairtune search --config configs/ham10000_age.yaml --source data/ham10000 -o search.trials=12
     """
     config = read_config(config_path, overrides, override_text)
+    if dry_run:
+        return _dry_run(config, source, None)
     from fairtune.interrupt import handle_signals
     from fairtune.report import write_report
     from fairtune.report.table import comparison_table
@@ -58,8 +75,14 @@ def search(
 @command
 @config_options
 @option("--bits", default="", help="Mask bits of the configured space, as runs show them.")
+@DRY_RUN
 def finetune(
-    config_path: str, overrides: tuple[str, ...], override_text: str, source: str, bits: str
+    config_path: str,
+    overrides: tuple[str, ...],
+    override_text: str,
+    source: str,
+    bits: str,
+    dry_run: bool,
 ) -> None:
     """Fine-tune once under one mask, judged on validation.
 
@@ -72,9 +95,23 @@ def finetune(
     from fairtune.interrupt import handle_signals
     from fairtune.search.single import fine_tune_once, parse_bits
 
+    if dry_run:
+        return _dry_run(config, source, parse_bits(bits))
     with handle_signals() as stop:
         run_id, mask, metrics = fine_tune_once(config, source or None, parse_bits(bits), stop)
     print_result({"run_id": run_id, "mask": mask.text or mask.space, "metrics": metrics})
+
+
+def _dry_run(config: Any, source: str, bits: tuple[int, ...] | None) -> None:
+    from fairtune.search.estimate import estimate
+
+    found = estimate(config, source or None, bits=bits)
+    click.echo(config.to_yaml())
+    click.echo(found.parts.to_string(index=False, formatters=dict.fromkeys(COUNTS, "{:,}".format)))
+    click.echo()
+    for line in found.lines():
+        click.echo(line)
+    print_result(found.summary())
 
 
 @command
