@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from fairtune.cli._common import all_overrides, command, option, print_result
 from fairtune.errors import InputError
+
+
+def with_folds(folds: int) -> tuple[str, ...]:
+    """Return what ``--folds`` changes in a configuration."""
+    return (f"data.folds={folds}",) if folds else ()
+
+
+def cross_test(
+    config: Any, source: str, kind: Any, *, bits: tuple[int, ...] = (), resume: str = ""
+) -> None:
+    """Run a search or a fine-tune in every fold, and print the figures of all test parts together."""
+    from fairtune.comparison.crosstest import cross_test as run_cross_test
+    from fairtune.interrupt import handle_signals
+
+    with handle_signals() as stop:
+        done = run_cross_test(config, source or None, stop, kind, bits=bits, resume=resume or None)
+    for name in ("auroc", "worst_group_auroc", "auroc_gap"):
+        value, error = done.metrics[f"test/{name}"], done.metrics[f"test/{name}_standard_error"]
+        mean = done.metrics[f"test/{name}_fold_mean"]
+        click.echo(f"{name:20}{value:.3f} ± {error:.3f}   mean of the folds {mean:.3f}")
+    print_result({"run_id": done.run_id, "fold_runs": done.fold_runs, "metrics": done.metrics})
 
 
 @command
@@ -57,9 +80,7 @@ def compare(
     from fairtune.interrupt import handle_signals
     from fairtune.tracking.runs import existing_run
 
-    changes = all_overrides(overrides, override_text)
-    if folds:
-        changes = (*changes, f"data.folds={folds}")
+    changes = (*all_overrides(overrides, override_text), *with_folds(folds))
     if config_path:
         comparison = load_comparison(config_path, changes)
     elif resume:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fairtune.cli._common import command, config_options, option, print_result, read_config
+from fairtune.cli.comparing import cross_test, with_folds
 
 DRY_RUN = option(
     "--dry-run",
@@ -16,6 +17,12 @@ DRY_RUN = option(
 )
 
 
+FOLDS = option(
+    "--folds",
+    default=0,
+    help="Cross-testing: once in each of this many folds of patients, 3 or more; 0 = the data set's "
+    "own splits. Each fold's test part is read once.",
+)
 COUNTS = ("parameters", "trained")
 
 
@@ -26,6 +33,7 @@ def _bits(mask: Any) -> str:
 @command
 @config_options
 @option("--resume", default="", metavar="RUN_ID", help="Continue a search that was cut off.")
+@FOLDS
 @DRY_RUN
 def search(
     config_path: str,
@@ -33,6 +41,7 @@ def search(
     override_text: str,
     source: str,
     resume: str,
+    folds: int,
     dry_run: bool,
 ) -> None:
     """Search for the mask that is fairest on validation; register the winner.
@@ -41,9 +50,11 @@ def search(
     Example:
       fairtune search --config configs/ham10000_age.yaml --source data/ham10000 -o search.trials=12
     """
-    config = read_config(config_path, overrides, override_text)
+    config = read_config(config_path, (*overrides, *with_folds(folds)), override_text)
     if dry_run:
         return _dry_run(config, source, None)
+    if config.data.folds:
+        return cross_test(config, source, "search", resume=resume)
     from fairtune.interrupt import handle_signals
     from fairtune.report import write_report
     from fairtune.report.table import comparison_table
@@ -75,6 +86,7 @@ def search(
 @command
 @config_options
 @option("--bits", default="", help="Mask bits of the configured space, as runs show them.")
+@FOLDS
 @DRY_RUN
 def finetune(
     config_path: str,
@@ -82,6 +94,7 @@ def finetune(
     override_text: str,
     source: str,
     bits: str,
+    folds: int,
     dry_run: bool,
 ) -> None:
     """Fine-tune once under one mask, judged on validation.
@@ -91,12 +104,14 @@ def finetune(
       fairtune finetune -o search.space=fullft
       fairtune finetune -o search.space=auto_peft1 --bits 101000111000010110
     """
-    config = read_config(config_path, overrides, override_text)
+    config = read_config(config_path, (*overrides, *with_folds(folds)), override_text)
     from fairtune.interrupt import handle_signals
     from fairtune.search.single import fine_tune_once, parse_bits
 
     if dry_run:
         return _dry_run(config, source, parse_bits(bits))
+    if config.data.folds:
+        return cross_test(config, source, "finetune", bits=parse_bits(bits))
     with handle_signals() as stop:
         run_id, mask, metrics = fine_tune_once(config, source or None, parse_bits(bits), stop)
     print_result({"run_id": run_id, "mask": mask.text or mask.space, "metrics": metrics})

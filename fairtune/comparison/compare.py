@@ -16,7 +16,7 @@ from fairtune.comparison.output import write_results
 from fairtune.comparison.results import collect
 from fairtune.comparison.settings import Comparison, parse_comparison
 from fairtune.comparison.unit import UNIT, Unit, UnitRunner, units
-from fairtune.config import Config
+from fairtune.config import parse_config
 from fairtune.errors import FairtuneError, InputError
 from fairtune.interrupt import StopRequest
 from fairtune.search.executors import Executor, make_executor
@@ -27,6 +27,7 @@ from fairtune.workspace import open_workspace
 logger = logging.getLogger(__name__)
 
 NAME = "fairtune.comparison"
+SOURCE = "fairtune.source"
 FILE = "comparison.yaml"
 
 
@@ -79,22 +80,27 @@ def compare(
     NothingRanError
         When every unit failed; names the first reason.
     """
+    todo = units(comparison)
     if resume:
-        check_same(existing_run(resume), comparison)
-    first = [_first_config(comparison, index) for index in range(len(comparison.tasks))]
-    for task, config in zip(comparison.tasks, first, strict=True):
-        open_workspace(config, task.source or source)  # before any run is opened
-    executor = make_executor(first[0].search, device=first[0].device)
+        before = existing_run(resume)
+        check_same(before, comparison)
+        source = source or before.data().data.tags.get(SOURCE)
+        todo = unfinished(before, comparison)
+    for task in dict.fromkeys(unit.task.name for unit in todo):  # before any run is opened
+        unit = next(unit for unit in todo if unit.task.name == task)
+        config = comparison.unit_config(unit.task, unit.method, unit.seed, unit.fold)
+        open_workspace(config, unit.task.source or source)
+    first = parse_config(comparison.tasks[0].config, "configuration")
+    executor = make_executor(first.search, device=first.device)
+    width = first.search.parallelism if first.search.executor == "spark" else 1
+    name = f"compare {comparison.name}"
     stop.check()
-    with open_run(
-        "compare", f"compare {comparison.name}", experiment=EXPERIMENT, resume=resume
-    ) as log:
+    with open_run("compare", name, experiment=EXPERIMENT, resume=resume) as log:
         log.text(FILE, comparison.to_yaml())
-        log.log(tags={NAME: comparison.name})
+        log.log(tags={NAME: comparison.name, **({SOURCE: source} if source else {})})
         log.end_children("KILLED")  # of a process that was killed
         runner = UnitRunner(comparison, source, log, stop)
-        width = first[0].search.parallelism if first[0].search.executor == "spark" else 1
-        run_units(units(comparison), runner, executor, width, max_minutes)
+        run_units(todo, runner, executor, width, max_minutes)
         outcome = summarize(log, comparison)
     if not outcome.complete:
         log.end("KILLED")
@@ -102,9 +108,11 @@ def compare(
     return outcome
 
 
-def _first_config(comparison: Comparison, index: int) -> Config:
-    unit = next(u for u in units(comparison) if u.task == comparison.tasks[index])
-    return comparison.unit_config(unit.task, unit.method, unit.seed, unit.fold)
+def unfinished(log: RunLog, comparison: Comparison) -> list[Unit]:
+    """Return the units that have no model yet; failed ones are tried again."""
+    finished = log.children("attributes.status = 'FINISHED'")
+    done = {run.data.tags.get(UNIT) for run in finished}
+    return [unit for unit in units(comparison) if unit.key(comparison) not in done]
 
 
 def check_same(log: RunLog, comparison: Comparison) -> None:
@@ -130,21 +138,14 @@ def run_units(
     width: int,
     max_minutes: float | None,
 ) -> None:
-    """Run the units that have no model yet, `width` at a time, with the time that is left."""
-    done = {
-        run.data.tags.get(UNIT) for run in runner.parent.children("attributes.status = 'FINISHED'")
-    }
-    left = [unit for unit in todo if unit.key(runner.comparison) not in done]
+    """Run units, `width` at a time, and show the time that is left."""
     started = time.monotonic()
+    total = len(units(runner.comparison))
     bar = tqdm(
-        total=len(todo),
-        initial=len(todo) - len(left),
-        unit="unit",
-        desc="compare",
-        dynamic_ncols=True,
+        total=total, initial=total - len(todo), unit="unit", desc="compare", dynamic_ncols=True
     )
     with bar:
-        for chunk in _chunks(left, width):
+        for chunk in _chunks(todo, width):
             minutes = (time.monotonic() - started) / 60
             if max_minutes is not None and minutes >= max_minutes:
                 break

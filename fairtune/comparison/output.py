@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,13 +10,14 @@ import pandas as pd
 
 from fairtune.comparison.claim import judge_claim
 from fairtune.comparison.figures import draw_all
-from fairtune.comparison.results import HEADLINE, KEYS, Results
+from fairtune.comparison.results import HEADLINE, KEYS, Key, Results
 from fairtune.comparison.settings import Comparison
 from fairtune.comparison.statistics import (
-    PatientInterval,
+    PatientDraws,
     Ranking,
     holm,
-    patient_intervals,
+    patient_draws,
+    patient_interval,
     rank,
     seed_difference,
 )
@@ -26,15 +26,16 @@ from fairtune.report.style import save
 from fairtune.seeding import seed as named_seed
 from fairtune.tracking.runs import RunLog
 
+Draws = dict[Key, PatientDraws]
 LARGER_IS_BETTER = {"auroc": True, "worst_group_auroc": True, "auroc_gap": False}
 
 
 def write_results(log: RunLog, comparison: Comparison, results: Results) -> str:
     """Write all tables and figures; returns the main table and the tests as Markdown."""
     models = whole_seeds(results.models, comparison)
-    kept = replace(results, models=models)
-    apart = differences(kept, comparison)
-    intervals = overall_intervals(kept, comparison)
+    draws = resample(replace(results, models=models), comparison)
+    apart = differences(models, draws, comparison)
+    intervals = overall_intervals(models, draws)
     rows = method_rows(models, comparison)
     rankings = {metric: ranking(models, metric) for metric in HEADLINE}
     claims = judge_claim(apart, comparison)
@@ -85,69 +86,65 @@ def _seeds_note(whole: pd.DataFrame, found: pd.DataFrame, comparison: Comparison
     return note + (f" Without a model: {', '.join(missing)}." if missing else "")
 
 
-def differences(results: Results, comparison: Comparison) -> pd.DataFrame:
+def resample(results: Results, comparison: Comparison) -> Draws:
+    """Resample the test patients of every model, the same ones for models of the same images."""
+    found: Draws = {}
+    by_runs: dict[tuple[str, ...], PatientDraws] = {}  # a chosen method shares another's runs
+    for task, name, seed in results.models[KEYS].itertuples(index=False):
+        key = (str(task), str(name), int(seed))
+        runs = results.runs[key]
+        if runs not in by_runs:
+            by_runs[runs] = patient_draws(
+                results.predictions(key),
+                HEADLINE,
+                n_resamples=comparison.resamples,
+                seed=named_seed(0, "comparison", "patients"),
+            )
+        found[key] = by_runs[runs]
+    return found
+
+
+def differences(models: pd.DataFrame, draws: Draws, comparison: Comparison) -> pd.DataFrame:
     """Compare each method with each reference, on each task and headline figure of test.
 
     Returns
     -------
     DataFrame
         task, metric, method, reference; the columns of `SeedDifference`; those of the patients'
-        interval as ``patient_…``; ``p_holm`` and ``patient_p_holm``, each corrected over the methods
-        that are compared with one reference on one task by one metric.
+        interval as ``patient_...``; ``p_holm`` and ``patient_p_holm``, each corrected over the
+        methods that are compared with one reference on one task by one metric.
     """
     rows = []
-    for task, models in results.models.groupby("task", sort=False):
+    for (task, name), mine in models.groupby(["task", "method"], sort=False):
         for reference in comparison.references:
-            base = models[models["method"] == reference].set_index("seed")
-            others = [m for m in dict.fromkeys(models["method"]) if m != reference]
-            for name in others if len(base) else ():
-                mine = models[models["method"] == name].set_index("seed")
-                seeds = [seed for seed in mine.index if seed in base.index]
-                patients = _patients(results, str(task), name, reference, seeds, comparison)
-                for metric in HEADLINE:
-                    column = f"test/{metric}"
-                    found = seed_difference(mine.loc[seeds, column], base.loc[seeds, column])
-                    extra = {f"patient_{k}": v for k, v in asdict(patients[metric]).items()}
-                    head = {"task": task, "metric": metric, "method": name, "reference": reference}
-                    rows.append({**head, **asdict(found), **extra})
+            base = models[(models["task"] == task) & (models["method"] == reference)]
+            if reference == name or base.empty:
+                continue
+            pairs = mine.merge(base, on="seed", suffixes=("", "_of_reference"))
+            for metric in HEADLINE:
+                column = f"test/{metric}"
+                head = {"task": task, "metric": metric, "method": name, "reference": reference}
+                seeds = seed_difference(pairs[column], pairs[f"{column}_of_reference"])
+                own = [draws[str(task), str(name), seed] for seed in pairs["seed"]]
+                others = [draws[str(task), reference, seed] for seed in pairs["seed"]]
+                found = asdict(patient_interval(own, others, metric))
+                patients = {f"patient_{key}": value for key, value in found.items()}
+                rows.append({**head, **asdict(seeds), **patients})
     table = pd.DataFrame(rows)
-    for p in ("p_value", "patient_p_value") if len(table) else ():
-        adjusted = table.groupby(["task", "metric", "reference"])[p].transform(
-            lambda values: holm(values.tolist())
-        )
-        table[p.replace("_value", "_holm")] = adjusted
+    for p in ("p_value", "patient_p_value") if rows else ():
+        family = table.groupby(["task", "metric", "reference"])[p]
+        table[p.replace("_value", "_holm")] = family.transform(lambda values: holm(list(values)))
     return table
 
 
-def _patients(
-    results: Results,
-    task: str,
-    method: str,
-    reference: str | None,
-    seeds: Sequence[int],
-    comparison: Comparison,
-) -> dict[str, PatientInterval]:
-    own = [results.predictions((task, method, int(seed))) for seed in seeds]
-    base = None
-    if reference is not None:
-        base = [results.predictions((task, reference, int(seed))) for seed in seeds]
-    return patient_intervals(
-        own,
-        base,
-        HEADLINE,
-        n_resamples=comparison.resamples,
-        seed=named_seed(0, "comparison", "patients"),
-    )
-
-
-def overall_intervals(results: Results, comparison: Comparison) -> pd.DataFrame:
+def overall_intervals(models: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     """Give each method's mean test figures their intervals over patients."""
     rows = []
-    for (task, name), models in results.models.groupby(["task", "method"], sort=False):
-        seeds = models["seed"].tolist()
-        found = _patients(results, str(task), str(name), None, seeds, comparison)
-        for metric, interval in found.items():
-            rows.append({"task": task, "method": name, "metric": metric, **asdict(interval)})
+    for (task, name), mine in models.groupby(["task", "method"], sort=False):
+        own = [draws[str(task), str(name), int(seed)] for seed in mine["seed"]]
+        for metric in HEADLINE:
+            found = asdict(patient_interval(own, None, metric))
+            rows.append({"task": task, "method": name, "metric": metric, **found})
     return pd.DataFrame(rows)
 
 

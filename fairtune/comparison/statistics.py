@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from fairtune.errors import InputError
 from fairtune.fairness.resampling import Resampled, multiplicities
 from fairtune.tracking.predictions import groups_of, probabilities_of
 
@@ -90,61 +89,32 @@ class PatientInterval:
     n_patients: int
 
 
-def patient_intervals(
-    tables: Sequence[pd.DataFrame],
-    references: Sequence[pd.DataFrame] | None,
-    metrics: Sequence[str],
-    *,
-    n_resamples: int,
-    seed: int,
-    level: float = 0.95,
-) -> dict[str, PatientInterval]:
-    """Bootstrap over patients the mean over seeds of figures, or of their paired differences.
+@dataclass(frozen=True, eq=False)
+class PatientDraws:
+    """Figures of one model on its test patients, and on resamples of them.
+
+    `draws` holds (n_resamples,) values by name, NaN in resamples that do not define the figure.
+    """
+
+    estimates: Mapping[str, float]
+    draws: Mapping[str, NDArray[np.float64]]
+    n_patients: int
+
+
+def patient_draws(
+    table: pd.DataFrame, metrics: Sequence[str], *, n_resamples: int, seed: int
+) -> PatientDraws:
+    """Resample the patients of a table of predictions (see `predictions_table`).
 
     Parameters
     ----------
-    tables
-        One table of test predictions a seed, see `predictions_table`.
-    references
-        The same rows, predicted by the reference with the same seed; None: no difference is taken.
     metrics
         Names of `FairnessReport.to_dict`.
-    n_resamples, seed
-        Tables with the same number of patients are resampled alike: where all seeds share one test
-        split, a resample is the same patients for all of them.
-
-    Raises
-    ------
-    InputError
-        When a table and its reference are not of the same images in the same order.
+    seed
+        Tables of the same images draw the same patients in each resample, so that their
+        differences are paired.
     """
-    draws: dict[str, NDArray[np.float64]] = {name: np.zeros(n_resamples) for name in metrics}
-    estimates = dict.fromkeys(metrics, 0.0)
-    patients = 0
-    pairs: list[tuple[pd.DataFrame, pd.DataFrame | None]]
-    pairs = (
-        [(t, None) for t in tables]
-        if references is None
-        else list(zip(tables, references, strict=True))
-    )
-    for mine, other in pairs:
-        found, values = _resampled(mine, metrics, n_resamples, seed)
-        patients = max(patients, int(mine["patient"].nunique()))
-        if other is not None:
-            if not mine["image"].equals(other["image"]):
-                raise InputError("the two methods were not tested on the same images in one order")
-            theirs, their_values = _resampled(other, metrics, n_resamples, seed)
-            found = {name: found[name] - theirs[name] for name in metrics}
-            values = {name: values[name] - their_values[name] for name in metrics}
-        for name in metrics:
-            draws[name] += values[name] / len(pairs)
-            estimates[name] += found[name] / len(pairs)
-    return {name: _interval(estimates[name], draws[name], level, patients) for name in metrics}
-
-
-def _resampled(
-    table: pd.DataFrame, metrics: Sequence[str], n_resamples: int, seed: int
-) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+    table = table.sort_values("image", kind="stable")
     split = Resampled(
         table["label"].to_numpy(), probabilities_of(table), groups_of(table), table["patient"], None
     )
@@ -153,10 +123,35 @@ def _resampled(
         for weights in multiplicities(split.n_clusters, split.n_rows, n_resamples, seed)
         for values in [split.values(weights)]
     ]
-    return (
+    return PatientDraws(
         {name: split.estimates[name] for name in metrics},
         {name: np.concatenate([block[name] for block in blocks]) for name in metrics},
+        split.n_clusters,
     )
+
+
+def patient_interval(
+    method: Sequence[PatientDraws],
+    reference: Sequence[PatientDraws] | None,
+    metric: str,
+    *,
+    level: float = 0.95,
+) -> PatientInterval:
+    """Return the mean of a figure over seeds, or of its paired difference, with its spread.
+
+    Parameters
+    ----------
+    method, reference
+        The draws of one model a seed; ``method[i]`` and ``reference[i]`` are of the same images.
+        Without a reference no difference is taken.
+    """
+    estimates = np.array([found.estimates[metric] for found in method])
+    draws = np.array([found.draws[metric] for found in method])  # (seeds, resamples)
+    if reference is not None:
+        estimates = estimates - [found.estimates[metric] for found in reference]
+        draws = draws - [found.draws[metric] for found in reference]
+    n_patients = max((found.n_patients for found in method), default=0)
+    return _interval(float(estimates.mean()), draws.mean(axis=0), level, n_patients)
 
 
 def _interval(

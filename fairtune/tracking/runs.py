@@ -17,9 +17,11 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -218,6 +220,19 @@ def open_run(
             yield log
 
 
+_OUTER: ContextVar[Mapping[str, str]] = ContextVar("outer", default=MappingProxyType({}))
+
+
+@contextmanager
+def runs_nested_in(log: RunLog, tags: Mapping[str, Any]) -> Iterator[None]:
+    """Let the runs that `open_run` opens meanwhile be nested in this one, with these tags."""
+    token = _OUTER.set({PARENT: log.run_id, **{key: str(value) for key, value in tags.items()}})
+    try:
+        yield
+    finally:
+        _OUTER.reset(token)
+
+
 @contextmanager
 def _closing(log: RunLog, kind: str) -> Iterator[None]:
     try:
@@ -316,7 +331,8 @@ def _start(kind: str, name: str, experiment: str, resume: str | None) -> RunLog:
         log.client.update_run(given, name=name)
         return log
     identifier = experiment_id(experiment)
-    run = _client(uri).create_run(identifier, run_name=name, tags={KIND: kind, **_provenance()})
+    tags = {KIND: kind, **_provenance(), **_OUTER.get()}
+    run = _client(uri).create_run(identifier, run_name=name, tags=tags)
     return RunLog(uri, identifier, run.info.run_id)
 
 
