@@ -1,5 +1,7 @@
 """The errors that a person who uses fairtune can mend; everything else is a bug and keeps its traceback."""
 
+import re
+
 
 class FairtuneError(Exception):
     """Base of all errors that the command line shows as one line."""
@@ -15,3 +17,8 @@ class GateRefusedError(FairtuneError):
     """A model did not pass the promotion gate, or a limit was broken."""
 
     exit_code = 3
+
+
+def without_password(text: str) -> str:
+    """Hide the passwords of all URIs in a text, for messages and logs."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]*@", r"\1:***@", text)

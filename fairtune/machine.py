@@ -20,8 +20,8 @@ from huggingface_hub import constants
 from mlflow import MlflowClient
 
 from fairtune.data import cache_dir
-from fairtune.errors import InputError
-from fairtune.tracking.runs import store_errors, without_password
+from fairtune.errors import InputError, without_password
+from fairtune.tracking.runs import store_errors
 from fairtune.tracking.stores import prepare_store
 from fairtune.training.hardware import choose_device, has_native_bf16
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fairtune.errors import InputError
+from fairtune.errors import InputError, without_password
 from fairtune.serving.safety import refuse_pickles
 
 _URI = re.compile(r"^(models|runs|file|s3|gs|mlflow-artifacts|https?):/")
@@ -49,10 +49,11 @@ def download_model(target: str, folder: Path | None = None) -> Path:
             )
         )
     except (MlflowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = without_password(str(error).strip().splitlines()[0])
+        where = without_password(mlflow.get_registry_uri())
         raise InputError(
-            f"no model {uri!r} in {mlflow.get_registry_uri()}: {reason} (set MLFLOW_TRACKING_URI "
-            "to the store that has it, or register one with `fairtune register`)"
+            f"no model {uri!r} in {where}: {reason} (set MLFLOW_TRACKING_URI to the store that has "
+            "it, or register one with `fairtune register`)"
         ) from error
     if not (path / "MLmodel").is_file():
         raise InputError(f"{uri} is no MLflow model: it has no file MLmodel")

@@ -17,7 +17,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from fairtune.errors import InputError
+from fairtune.errors import InputError, without_password
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
@@ -42,9 +42,8 @@ def alias_version(client: MlflowClient, name: str, alias: str) -> str | None:
     except MlflowException as error:
         known = sorted(found.name for found in client.search_registered_models())
         names = ", ".join(item for item in known if not item.endswith(LOCK_SUFFIX)) or "none"
-        raise InputError(
-            f"no registered model {name!r} in {mlflow.get_registry_uri()} (known: {names})"
-        ) from error
+        where = without_password(mlflow.get_registry_uri())
+        raise InputError(f"no registered model {name!r} in {where} (known: {names})") from error
     version = aliases.get(alias)
     return None if version is None else str(version)
 

@@ -19,7 +19,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from fairtune.errors import InputError
+from fairtune.errors import InputError, without_password
 from fairtune.serving import bundle
 from fairtune.serving.predictor import Predictor, probability_columns
 from fairtune.serving.safety import refuse_pickles
@@ -185,8 +185,8 @@ def _find_run(client: MlflowClient, run_id: str) -> Run:
         return client.get_run(run_id)
     except MlflowException as error:
         raise InputError(
-            f"no run {run_id!r} in {mlflow.get_tracking_uri()}; list the runs with `mlflow ui`, "
-            "or set MLFLOW_TRACKING_URI to the store that has it"
+            f"no run {run_id!r} in {without_password(mlflow.get_tracking_uri())}; list the runs with "
+            "`mlflow ui`, or set MLFLOW_TRACKING_URI to the store that has it"
         ) from error
 
 

@@ -11,7 +11,6 @@ import errno
 import json
 import logging
 import os
-import re
 import tempfile
 import time
 import warnings
@@ -30,7 +29,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from fairtune.errors import FairtuneError, InputError
+from fairtune.errors import FairtuneError, InputError, without_password
 from fairtune.tracking.signals import signals_held
 from fairtune.tracking.stores import prepare_store
 
@@ -279,11 +278,6 @@ def is_store_failure(error: BaseException) -> bool:
         or any(text in str(link) for text in FULL_DISK_TEXTS)  # not all libraries raise OSError
         for link in chain
     )
-
-
-def without_password(uri: str) -> str:
-    """Hide the password of a URI, for messages and logs."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
 
 
 def existing_run(run_id: str) -> RunLog:

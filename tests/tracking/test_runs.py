@@ -16,7 +16,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from fairtune.errors import InputError
+from fairtune.errors import InputError, without_password
 from fairtune.fairness import evaluate
 from fairtune.interrupt import InterruptedSearchError, handle_signals
 from fairtune.tracking.runs import (
@@ -24,7 +24,6 @@ from fairtune.tracking.runs import (
     existing_run,
     log_dataset,
     open_run,
-    without_password,
 )
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")
