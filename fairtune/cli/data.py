@@ -29,13 +29,14 @@ from fairtune.errors import InputError
     group="Images",
 )
 @option(
-    "--allow-missing",
-    is_flag=True,
-    help="Leave out rows whose image file is not there.",
+    "--on-missing-image",
+    default="fail",
+    type=click.Choice(["fail", "skip"]),
+    help="What a row without its image file does.",
     group="Images",
 )
 def prepare(
-    name: str, config_path: str, source: str, size: int, on_bad_image: Any, allow_missing: bool
+    name: str, config_path: str, source: str, size: int, on_bad_image: Any, on_missing_image: str
 ) -> None:
     """Check a data set, decode its images once, and show its counts.
 
@@ -57,7 +58,7 @@ def prepare(
         size = config.data.store_size or config.data.image_size
     if not name:
         raise InputError(f"name a data set ({', '.join(sorted(DATASETS))}) or give --config")
-    if allow_missing:
+    if on_missing_image == "skip":
         options = {**options, "allow_missing": True}
     done = run_prepare(
         name,
