@@ -1,0 +1,114 @@
+"""What asynchronous successive halving saves: epochs and seconds, and what it costs in the objective.
+
+Whole searches, with and without halving at the epochs 1, 3, 9, 27; the objective is the mean of the best
+candidate's repetitions with fresh seeds, on validation:
+
+    python -m benchmarks.halving [--config FILE --source DIR] [--seeds 5] [-o KEY=VALUE]
+
+Where whole searches are too long, one unpruned random search, of which every order of trials is a search
+that could have been: the curves are fixed, so that halving over an order is exact. The objective is then
+that of the best trial that was not pruned:
+
+    python -m benchmarks.halving --replay 200 --config configs/ham10000_age.yaml --source DIR
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from mlflow.tracking import MlflowClient
+from numpy.typing import NDArray
+
+from benchmarks._search import compare, configured, fresh_store, means, parser, study
+from fairtune.config import Config
+from fairtune.fairness import get_objective
+from fairtune.search.pruning import make_pruner
+from fairtune.search.runner import NUMBER
+from fairtune.tracking.runs import existing_run
+
+RUNGS = (1, 3, 9, 27)
+
+
+def curves(config: Config, source: str | None) -> NDArray[np.float64]:
+    """Run an unpruned search; return the objective of every trial after every epoch, oriented."""
+    objective = get_objective(config.search.objective)
+    with fresh_store():
+        run_id = str(study(config, source)["run_id"])
+        found = []
+        for run in existing_run(run_id).children("tags.`fairtune.kind` = 'trial'"):
+            history = MlflowClient().get_metric_history(run.info.run_id, "objective")
+            values = [-objective.loss(m.value) for m in sorted(history, key=lambda m: m.step)]
+            if len(values) == config.train.epochs:  # a failed trial has none to the end
+                found.append((int(run.data.tags[NUMBER]), values))
+    return np.array([values for _, values in sorted(found)])
+
+
+def replay(values: NDArray[np.float64], config: Config) -> tuple[int, float]:
+    """Prune trials in this order; return the epochs spent and the best value of a whole trial.
+
+    Parameters
+    ----------
+    values
+        (trials, epochs) oriented objective.
+    """
+    pruner = make_pruner(config.search.pruning)
+    assert pruner is not None
+    seen: dict[int, list[float]] = {rung: [] for rung in config.search.pruning.rungs}
+    spent, best = 0, -np.inf
+    for curve in values:
+        for epoch, value in enumerate(curve, 1):
+            spent += 1
+            if epoch in seen:
+                goes_on = pruner.goes_on(value, list(seen[epoch]))
+                seen[epoch].append(value)
+                if not goes_on:
+                    break
+        else:
+            best = max(best, curve[-1])
+    return spent, best
+
+
+def replayed(config: Config, halving: Config, source: str | None, orders: int) -> None:
+    """Print what halving would have spent and found in so many orders of the same trials."""
+    values = curves(config, source)
+    rng = np.random.default_rng(0)
+    rows = [replay(rng.permutation(values), halving) for _ in range(orders)]
+    table = pd.DataFrame(rows, columns=["epochs", "objective"])
+    whole = values.size
+    print(f"{len(values)} trials of {values.shape[1]} epochs, {orders} orders")
+    print(f"no pruning: {whole} epochs, best objective {values[:, -1].max():.4f}")
+    print(
+        f"halving:    {table.epochs.mean():.1f} ± {table.epochs.std():.1f} epochs "
+        f"({whole / table.epochs.mean():.1f} times fewer), best objective "
+        f"{table.objective.mean():.4f} ± {table.objective.std():.4f} (standard deviation over orders); "
+        f"the best trial was kept in {(table.objective == values[:, -1].max()).mean():.0%} of them"
+    )
+
+
+def main() -> None:
+    """Run what was asked for."""
+    options = parser(__doc__, seeds=5)
+    options.add_argument("--replay", type=int, default=0, metavar="ORDERS")
+    given = options.parse_args()
+    epochs = configured(given).train.epochs
+    rungs = [rung for rung in RUNGS if rung < epochs]
+    whole = configured(given, "search.pruning.rule=none")
+    halving = configured(given, "search.pruning.rule=halving", f"search.pruning.rungs={rungs}")
+    if given.replay:
+        rand = configured(given, "search.pruning.rule=none", "search.algorithm=rand")
+        replayed(rand, halving, given.source, given.replay)
+        return
+    rows = compare({"no pruning": whole, "halving": halving}, given.source, given.seeds)
+    table = means(rows, "kind").set_index("kind")
+    print(table.to_string())
+    apart = rows.pivot(index="seed", columns="kind", values="objective")
+    gain = apart["halving"] - apart["no pruning"]
+    print(
+        f"\n{table.epochs['no pruning'] / table.epochs['halving']:.1f} times fewer epochs, "
+        f"{table.seconds['no pruning'] / table.seconds['halving']:.1f} times less time; objective "
+        f"{gain.mean():+.4f} ± {gain.sem():.4f} (paired, n = {len(gain)})"
+    )
+
+
+if __name__ == "__main__":
+    main()
