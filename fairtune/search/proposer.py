@@ -54,7 +54,11 @@ def _adaptive_tpe(
     judged, now = Trials(), coarse_utcnow()
     judged.insert_trial_docs(
         [
-            {**doc, "book_time": doc["book_time"] or now, "refresh_time": doc["refresh_time"] or now}
+            {
+                **doc,
+                "book_time": doc["book_time"] or now,
+                "refresh_time": doc["refresh_time"] or now,
+            }
             for doc in trials
             if doc["result"].get("loss") is not None
         ]
