@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
-import yaml
 from containers.stack import ROOT, Stack, last_line, run
 from PIL import Image
 from search.servers import free_port
@@ -38,10 +37,11 @@ def searched(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """`mlflow run` of the project for Docker: a whole search in a container, its winner registered."""
     stack.compose("--profile", "training", "build", "train")
     folder = tmp_path_factory.mktemp("project")
-    project = (ROOT / "deploy" / "project" / "MLproject").read_text()
-    tagged = project.replace("image: fairtune-training", f"image: fairtune-training:{stack.tag}")
-    assert tagged != project
-    (folder / "MLproject").write_text(tagged)
+    project = (ROOT / "MLproject").read_text()
+    environment = f"docker_env: {{image: fairtune-training:{stack.tag}}}"
+    in_docker, count = re.subn(r"(?m)^conda_env:.*", environment, project)
+    assert count == 1
+    (folder / "MLproject").write_text(in_docker)
     credentials = f"{stack.secrets}/mlflow_credentials:/home/fairtune/.mlflow/credentials:ro"
     text = run(
         *("mlflow", "run", folder, "-P", f"overrides={SMALL}"),
@@ -180,14 +180,6 @@ def test_no_secret_is_in_a_log_a_run_or_a_container(served: Stack) -> None:
             assert secret not in where, name
 
 
-def test_fairtune_image_build_builds(engine: None) -> None:
-    """The smallest image, by the builder that every engine has."""
-    tag, image_id = build_image("tracking", folder=ROOT, tag="fairtune-tracking:built")
-    assert re.fullmatch(r"sha256:[0-9a-f]{64}", image_id)
-    text = run("docker", "run", "--rm", "--entrypoint", "mlflow", tag, "--version")
-    assert "mlflow, version" in text
-
-
 def test_a_build_that_fails_says_what_was_said_last(engine: None, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text(
         "FROM scratch AS serving\nCOPY nothing /\n", encoding="utf-8"
@@ -217,12 +209,3 @@ def _path() -> dict[str, str]:
     import os
 
     return {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
-
-
-def test_the_project_for_docker_is_the_project() -> None:
-    """Two files, because MLflow takes one environment a file; they differ in that alone."""
-    ours = yaml.safe_load((ROOT / "MLproject").read_text())
-    docker = yaml.safe_load((ROOT / "deploy" / "project" / "MLproject").read_text())
-    assert ours.pop("conda_env")
-    assert docker.pop("docker_env") == {"image": "fairtune-training"}
-    assert docker == ours

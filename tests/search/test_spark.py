@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import mlflow
@@ -19,7 +19,7 @@ import pytest
 from mlflow import MlflowClient
 from search.conftest import children
 from search.samples import tiny_config
-from search.servers import HOST, end, free_port, wait_for
+from search.servers import HOST, end, free_port, postgresql, tracking_server, wait_for
 from search.test_whole_search import ONE_FINAL, only_search
 
 from fairtune.errors import InputError
@@ -37,64 +37,15 @@ CONFIG = {"search__executor": "spark", "search__final": ONE_FINAL, "search__para
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL of its own where there is one, else a SQLite file."""
-    folder = tmp_path_factory.mktemp("database")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [Path("/nowhere")]
-    initdb, postgres = found[-1] / "initdb", found[-1] / "postgres"
-    try:
-        import psycopg  # noqa: F401
-    except ImportError:
-        initdb = Path("/nowhere")
-    if not initdb.exists():
-        yield f"sqlite:///{folder}/mlflow.db"
-        return
-    # The server refuses to run as root, so it runs as the user that its package made.
-    user = {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}
-    port, home = free_port(), Path("/tmp") / f"fairtune-postgres-{os.getpid()}"
-    home.mkdir()
-    if user:
-        shutil.chown(home, **user)
-    subprocess.run(
-        [initdb, "-D", home / "data", "-U", "test", "-A", "trust", "--no-sync"],
-        check=True,
-        capture_output=True,
-        cwd="/",
-        **user,  # type: ignore[call-overload]
-    )
-    options = ["-D", home / "data", "-p", str(port), "-k", home, "-h", HOST, "-F"]
-    server = subprocess.Popen(
-        [postgres, *options],
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        **user,  # type: ignore[call-overload]
-    )
-    for _ in range(600):
-        with socket.socket() as probe:
-            if probe.connect_ex((HOST, port)) == 0:
-                break
-        time.sleep(0.1)
-    try:
-        yield f"postgresql+psycopg://test@{HOST}:{port}/postgres"
-    finally:
-        end(server)
-        shutil.rmtree(home, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def server(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A tracking server over HTTP that also passes artifacts through."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
-    command += ["--backend-store-uri", database, "--workers", "1"]
-    command += ["--artifacts-destination", str(folder)]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-    try:
-        wait_for(f"http://{HOST}:{port}/health", process)
-        yield f"http://{HOST}:{port}"
-    finally:
-        end(process)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A tracking server over HTTP that also passes artifacts through, on PostgreSQL where there is one."""
+    folder = tmp_path_factory.mktemp("server")
+    with ExitStack() as stack:
+        try:
+            database = stack.enter_context(postgresql())
+        except FileNotFoundError:
+            database = f"sqlite:///{folder}/mlflow.db"
+        yield stack.enter_context(tracking_server(database, folder))
 
 
 @pytest.fixture(scope="module")
