@@ -18,6 +18,7 @@ import mlflow
 import numpy as np
 from hyperopt import JOB_STATE_ERROR, Trials, fmin
 from hyperopt.exceptions import AllTrialsFailed
+from tqdm import tqdm
 
 import fairtune
 from fairtune.errors import FairtuneError, InputError
@@ -51,11 +52,18 @@ class Executor(ABC):
 
     @abstractmethod
     def map(
-        self, function: Callable[[A], B], items: Sequence[A], log: RunLog, stop: StopRequest
+        self,
+        function: Callable[[A], B],
+        items: Sequence[A],
+        log: RunLog,
+        stop: StopRequest,
+        *,
+        title: str = "",
     ) -> list[B]:
         """Apply a picklable function to each item, in order of the items.
 
-        `log` is the parent run, through which workers elsewhere hear of a request to stop.
+        `log` is the parent run, through which workers elsewhere hear of a request to stop. With a
+        `title` the work in this process shows a bar.
         """
 
     def minimize(self, runner: TrialRunner, proposer: Proposer, trials: Trials) -> None:
@@ -84,10 +92,18 @@ class SerialExecutor(Executor):
         return Trials()
 
     def map(
-        self, function: Callable[[A], B], items: Sequence[A], log: RunLog, stop: StopRequest
+        self,
+        function: Callable[[A], B],
+        items: Sequence[A],
+        log: RunLog,
+        stop: StopRequest,
+        *,
+        title: str = "",
     ) -> list[B]:
         """See `Executor.map`."""
-        return [function(item) for item in items]
+        show = bool(title) and logger.isEnabledFor(logging.WARNING)
+        bar = tqdm(items, desc=title, unit="fine-tune", dynamic_ncols=True, disable=not show)
+        return [function(item) for item in bar]
 
 
 class SparkExecutor(Executor):
@@ -115,7 +131,13 @@ class SparkExecutor(Executor):
             _close_lost(runner, trials)
 
     def map(
-        self, function: Callable[[A], B], items: Sequence[A], log: RunLog, stop: StopRequest
+        self,
+        function: Callable[[A], B],
+        items: Sequence[A],
+        log: RunLog,
+        stop: StopRequest,
+        *,
+        title: str = "",
     ) -> list[B]:
         """See `Executor.map`."""
         if not items:

@@ -149,6 +149,7 @@ def result_of(run: Run, objective: Objective) -> dict[str, Any]:
         "auroc": metrics["val/auroc"],
         "worst_group_auroc": metrics.get("val/worst_group_auroc", math.nan),
         "epochs": int(metrics["epochs"]),
+        "images_per_second": metrics.get("train/images_per_second", math.nan),
         "pruned": "fairtune.pruned_at" in run.data.tags,
         "number": int(run.data.tags[NUMBER]),
         "run_id": run.info.run_id,

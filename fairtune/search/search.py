@@ -224,7 +224,7 @@ def run_finals(
     candidates += baselines(workspace, trials, objective)
     jobs = [(candidate, index) for candidate in candidates for index in range(settings.seeds)]
     logger.info("fine-tuning %d candidates again, %d seeds each", len(candidates), settings.seeds)
-    runs = executor.map(FinalRunner(config, source, log, stop), jobs, log, stop)
+    runs = executor.map(FinalRunner(config, source, log, stop), jobs, log, stop, title="finals")
     stop.check()
     return standings(runs)
 

@@ -249,12 +249,17 @@ def _hopeless(results: list[dict[str, Any]]) -> bool:
 
 
 class _Progress:
-    """A bar over the trials with the best value so far, on stderr."""
+    """A bar over the trials on stderr: time left, the best value so far, images per second."""
 
     def __init__(self, total: int, objective: Objective, *, show: bool) -> None:
         self.objective = objective
+        loud = logger.isEnabledFor(logging.WARNING)  # --quiet asks for errors alone
         self.bar = tqdm(
-            total=total, unit="trial", desc="search", dynamic_ncols=True, disable=not show
+            total=total,
+            unit="trial",
+            desc="search",
+            dynamic_ncols=True,
+            disable=not (show and loud),
         )
 
     def __enter__(self) -> _Progress:
@@ -270,7 +275,10 @@ class _Progress:
         values = [r["value"] for r in results if r.get("status") == STATUS_OK]
         if values:
             best = min(values, key=self.objective.loss)
-            self.bar.set_postfix_str(f"best {self.objective.name} {best:.3f}", refresh=False)
+            speed = next(r["images_per_second"] for r in reversed(results) if "value" in r)
+            self.bar.set_postfix_str(
+                f"best {self.objective.name} {best:.3f}, {speed:,.0f} images/s", refresh=False
+            )
         self.bar.update(len(results) - self.bar.n)
 
 
