@@ -55,7 +55,8 @@ def searched(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 @pytest.fixture(scope="module")
 def served(stack: Stack, searched: dict[str, object]) -> Stack:
     """The champion behind the model server of the compose project."""
-    stack.compose("--profile", "serving", "up", "--build", "--wait")
+    stack.compose("--profile", "serving", "build", "model")
+    stack.compose("--profile", "serving", "up", "--wait")
     return stack
 
 
