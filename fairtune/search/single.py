@@ -31,9 +31,16 @@ def parse_bits(text: str) -> tuple[int, ...]:
 
 
 def fine_tune_once(
-    config: Config, source: str | None, bits: tuple[int, ...], stop: StopRequest
+    config: Config,
+    source: str | None,
+    bits: tuple[int, ...],
+    stop: StopRequest,
+    *,
+    profile: bool = False,
 ) -> tuple[str, Mask, dict[str, float]]:
     """Fine-tune once under a mask of the configured space; judged on validation alone.
+
+    With `profile` the run gets a table and a trace of where the time went.
 
     Returns
     -------
@@ -57,6 +64,7 @@ def fine_tune_once(
             objective=objective,
             log=log,
             should_stop=lambda: stop.requested,
+            profile=profile,
         )
         if stop.requested and trial.epochs < config.train.epochs:
             raise InterruptedSearchError("stopped by Ctrl-C")

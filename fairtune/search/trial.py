@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from timm.layers.drop import DropPath
 from torch import nn
@@ -24,10 +24,13 @@ from fairtune.search.settings import DROP_PATH
 from fairtune.seeding import seed as named_seed
 from fairtune.tracking.predictions import predictions_table
 from fairtune.tracking.runs import RunLog, split_metrics
-from fairtune.training import Epoch, Split, fine_tune
+from fairtune.training import Epoch, FineTuneResult, Split, fine_tune
+from fairtune.training.memory import peak, reset_peak
+from fairtune.training.profile import profiled
 from fairtune.workspace import Workspace
 
 RUNG = "rung/"
+PROFILE = "profile/table.txt"
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def run_trial(
     at_rung: Callable[[int, float], list[float]] = lambda rung, value: [],
     should_stop: Callable[[], bool] = lambda: False,
     keep_model: bool = True,
+    profile: bool = False,
 ) -> Trial:
     """Fine-tune under `mask` and log every epoch, the last report, the mask and the delta.
 
@@ -134,6 +138,8 @@ def run_trial(
         Asked after every epoch; True ends the trial after that epoch.
     keep_model
         Whether the delta and the predictions are written as well: what re-loading the model needs.
+    profile
+        Leave ``profile/table.txt`` and ``profile/trace.json.gz`` in the run: where the time went.
 
     Raises
     ------
@@ -151,8 +157,7 @@ def run_trial(
         set_drop_path(model, drop_path)
     value = math.nan
     pruned = False
-    if workspace.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(workspace.device)
+    reset_peak(workspace.device)
 
     def on_epoch(epoch: Epoch) -> bool:
         nonlocal value, pruned
@@ -163,6 +168,8 @@ def run_trial(
             "train/loss": epoch.loss,
             "train/learning_rate": epoch.learning_rate,
             "train/images_per_second": epoch.images_per_second,
+            "train/step_seconds": epoch.seconds / epoch.steps,
+            "val/seconds": epoch.validation_seconds,
         }
         if pruner is not None and epoch.number in rungs:
             worth = -objective.loss(value)
@@ -172,24 +179,27 @@ def run_trial(
         return not (pruned or should_stop())
 
     started = time.perf_counter()
-    result = fine_tune(
-        model,
-        workspace.split("train"),
-        workspace.split("val"),
-        workspace.spec,
-        recipe,
-        seed=named_seed(seed, "fine-tune"),
-        device=workspace.device,
-        on_epoch=on_epoch,
-    )
+    with _profiled(log) if profile else nullcontext() as report_profile:
+        result = fine_tune(
+            model,
+            workspace.split("train"),
+            workspace.split("val"),
+            workspace.spec,
+            recipe,
+            seed=named_seed(seed, "fine-tune"),
+            device=workspace.device,
+            on_epoch=on_epoch,
+        )
+        if report_profile is not None:
+            report_profile(result)
     assert result.probabilities is not None
     facts: dict[str, float] = {
         "seconds": time.perf_counter() - started,
         "epochs": result.epochs[-1].number,
         "micro_batch_size": result.micro_batch_size,
     }
-    if workspace.device.type == "cuda":
-        facts["peak_memory_bytes"] = torch.cuda.max_memory_allocated(workspace.device)
+    if (most := peak(workspace.device)) is not None:
+        facts["peak_memory_bytes"] = most
     log.log(metrics=facts, tags={"fairtune.pruned_at": result.stopped_at} if pruned else None)
     if keep_model:
         _log_model(log, workspace, model, mask)
@@ -202,6 +212,19 @@ def run_trial(
         epochs=result.epochs[-1].number,
         stopped_at=result.stopped_at if pruned else None,
     )
+
+
+@contextmanager
+def _profiled(log: RunLog) -> Iterator[Callable[[FineTuneResult], None]]:
+    """Profile what runs inside; what is yielded takes its result, and the run gets the tables."""
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json.gz"
+        results: list[FineTuneResult] = []
+        with profiled(trace) as profile:
+            yield results.append
+        log.text(PROFILE, profile.table(results[0]))
+        if trace.exists():
+            log.file(trace, "profile")
 
 
 def _log_model(log: RunLog, workspace: Workspace, model: nn.Module, mask: Mask) -> None:

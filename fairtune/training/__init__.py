@@ -1,10 +1,11 @@
 """The inner loop: one masked fine-tune."""
 
 from fairtune.training.hardware import autocast, choose_device
-from fairtune.training.loop import DivergedError, Epoch, FineTuneResult, fine_tune
+from fairtune.training.loop import fine_tune
 from fairtune.training.optimization import class_weights
 from fairtune.training.predict import predict
 from fairtune.training.recipe import Augment, Recipe
+from fairtune.training.result import DivergedError, Epoch, FineTuneResult
 from fairtune.training.split import ImageSpec, Split
 from fairtune.training.strategies import STRATEGIES, Strategy, make_strategy
 

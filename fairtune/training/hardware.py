@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 
 from fairtune.errors import InputError
+from fairtune.peft.parts import architecture_name
+from fairtune.training.attention import use_plain_attention
+from fairtune.training.compilation import compile_blocks
+from fairtune.training.recipe import Recipe
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -48,15 +55,69 @@ def has_native_bf16(device: torch.device) -> bool:
 def choose_attention(model: nn.Module, device: torch.device, precision: str) -> None:
     """Let timm's attention multiply matrices where PyTorch's fused kernel is the slower one.
 
-    That is bf16 on a CPU: the fused kernel's backward pass took 80 % of a step there. With plain
-    products a training step was 1.7 times (ViT-Tiny, 224 px) to 4 times (head dimension 16) as
-    fast, evaluation 1.2 to 1.4 times (torch 2.15, a processor with avx512_bf16). In fp32 they are even.
+    That is bf16 on a CPU: with `fairtune.training.attention` a training step was 1.7 times (ViT-Tiny,
+    224 px) to 4 times (head dimension 16) as fast (torch 2.15, a processor with avx512_bf16). In fp32
+    they are even.
     """
     bf16 = precision == "bf16" or (precision == "auto" and has_native_bf16(device))
     if device.type == "cpu" and bf16:
-        for module in model.modules():
-            if isinstance(getattr(module, "fused_attn", None), bool):
-                module.fused_attn = False  # type: ignore[assignment]
+        use_plain_attention(model)
+
+
+def prepare(model: nn.Module, recipe: Recipe, device: torch.device, steps: int) -> None:
+    """Put a model on its device, in the form in which it trains fastest there, in place.
+
+    Parameters
+    ----------
+    steps
+        Optimiser steps in the whole fine-tune.
+
+    Raises
+    ------
+    InputError
+        When the recipe asks for what this model or this machine cannot do.
+    """
+    # Channels last is how the batches come, and what convolutions read fastest.
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    choose_attention(model, device, recipe.precision)
+    if recipe.checkpoint_activations:
+        _checkpoint_activations(model)
+    compile_blocks(model, recipe.compile, device, steps)
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    """Let blocks compute their activations again in the backward pass instead of keeping them."""
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):
+        raise InputError(
+            f"train.checkpoint_activations: {architecture_name(model)!r} cannot do it; set it to "
+            "false, and train.micro_batch_size lower"
+        ) from None
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Let PyTorch use only algorithms that repeat their bits for a while; False changes nothing.
+
+    On a CPU all that is used here repeats them anyway.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled()
+    fill, benchmark = settings.fill_uninitialized_memory, torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # a debugging aid, and slow
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        settings.fill_uninitialized_memory = fill
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -87,6 +87,19 @@ class Recipe(BaseModel):
     micro_batch_size: int | None = Field(
         None, ge=1, description="Images in memory at once; gradients add up to `batch_size`."
     )
+    checkpoint_activations: bool = Field(
+        False,
+        description="Keep no activations inside blocks but compute them again: memory for time.",
+    )
+    compile: Literal["auto", "block", "none"] = Field(
+        "auto",
+        description="Compile a transformer's blocks, which all masks share: `auto` = in long trials on "
+        "a GPU.",
+    )
+    deterministic: bool = Field(
+        False,
+        description="On a GPU too, the same seed gives the same bits; slower there.",
+    )
     strategy: str = Field(
         "erm",
         description="How to train what the mask lets train; `erm` is plain training. "

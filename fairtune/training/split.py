@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fairtune.data.batches import Images
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -32,7 +34,7 @@ class Split:
     name
         ``train``, ``val`` or ``test``.
     images
-        (N, H, W, 3) uint8: the whole store, of which `rows` are this split's.
+        (N, H, W, 3) uint8, an array or a tensor: the whole store, of which `rows` are this split's.
     rows
         (n,) positions in `images`.
     labels
@@ -48,7 +50,7 @@ class Split:
     """
 
     name: str
-    images: NDArray[np.uint8]
+    images: Images
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
     groups: pd.DataFrame

@@ -89,8 +89,8 @@ class Stepper:
         """Add up the gradients of the recipe's mean loss, part by part."""
         total = 0.0
         whole = self._weight(y)
-        size = self.micro_batch_size
-        for part, target in zip(torch.split(x, size), torch.split(y, size), strict=True):
+        sizes = part_sizes(len(y), self.micro_batch_size)
+        for part, target in zip(torch.split(x, sizes), torch.split(y, sizes), strict=True):
             logits, _ = self._forward(part)
             # The mean over the batch is weighted by class: a part's share is its weight, not its
             # size.
@@ -117,7 +117,8 @@ class Stepper:
         outputs, the loss gives the gradients at the outputs, and a second pass, with the same
         random draws, carries them into the model part by part.
         """
-        parts = torch.split(x, self.micro_batch_size)
+        sizes = part_sizes(len(y), self.micro_batch_size)
+        parts = torch.split(x, sizes)
         states, outputs = [], []
         with torch.no_grad(), still_statistics(self.model):
             for part in parts:
@@ -129,19 +130,31 @@ class Stepper:
             features = torch.cat([f for _, f in outputs if f is not None]).requires_grad_()
         loss = self.tactic.loss(Batch(logits, y, groups, features), self.criterion)
         torch.autograd.backward(loss)
-        at = [(tensor, tensor.grad) for tensor in (logits, features) if tensor is not None]
+        at = [
+            torch.split(t.grad, sizes) if t is not None and t.grad is not None else None
+            for t in (logits, features)
+        ]
         for i, (part, state) in enumerate(zip(parts, states, strict=True)):
             _set_random_state(x.device, state)
-            again = self._forward(part)
-            rows = slice(i * self.micro_batch_size, (i + 1) * self.micro_batch_size)
             pairs = [
-                (output, gradient[rows])
-                for output, (_, gradient) in zip(again, at, strict=False)
-                if output is not None and output.requires_grad and gradient is not None
+                (output, gradients[i])
+                for output, gradients in zip(self._forward(part), at, strict=True)
+                if output is not None and output.requires_grad and gradients is not None
             ]
             if pairs:
                 torch.autograd.backward([p[0] for p in pairs], [p[1] for p in pairs])
         return float(loss.detach())
+
+
+def part_sizes(n: int, most: int) -> list[int]:
+    """Cut n images into parts of `most`; a last one of a single image joins the part before it.
+
+    Batch normalisation cannot train on one image where the feature map has one pixel.
+    """
+    sizes = [most] * (n // most) + [n % most] * (n % most > 0)
+    if len(sizes) > 1 and sizes[-1] == 1 < most:
+        sizes[-2:] = [most + 1]
+    return sizes
 
 
 def _random_state(device: torch.device) -> Tensor:

@@ -249,7 +249,7 @@ def test_plain_training_is_the_plainest_loop(
     ours, theirs = model_of(), model_of()
     run(ours, small_train, small_val, recipe, seed=5)
 
-    optimizer = create_optimizer_v2(theirs, opt="adamw", lr=3e-3, weight_decay=0.01)
+    optimizer = create_optimizer_v2(theirs, opt="adamw", lr=3e-3, weight_decay=0.01, fused=True)
     loss_of = nn.CrossEntropyLoss(class_weights(small_train.labels, 2, "balanced"))
     schedule = make_schedule(optimizer, recipe, 3)
     theirs.train()

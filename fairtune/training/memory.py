@@ -1,0 +1,71 @@
+"""Memory: where the images are while a model trains, and how much a fine-tune took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fairtune.data.batches import Images
+
+SHARE = 0.25
+"""Of a GPU's free memory: what the images may take; the rest is the model's."""
+
+_kept: dict[tuple[int, tuple[int, ...], str], Tensor] = {}
+
+
+def on_device(images: Images, device: torch.device) -> Images:
+    """Return the images on a GPU where they fit, once for all trials of a process.
+
+    Parameters
+    ----------
+    images
+        (N, H, W, 3) uint8: the whole store.
+
+    Returns
+    -------
+    Images
+        On the GPU if they take no more than `SHARE` of its free memory, else as they came; then
+        batches go there one by one, through pinned memory.
+    """
+    if device.type != "cuda" or isinstance(images, Tensor):
+        return images
+    key = (images.__array_interface__["data"][0], images.shape, str(device))
+    if key not in _kept:
+        if not fits(images, torch.cuda.mem_get_info(device)[0]):
+            return images
+        _kept.clear()  # one store at a time
+        _kept[key] = torch.from_numpy(np.array(images)).to(device)
+    return _kept[key]
+
+
+def fits(images: NDArray[np.uint8], free: int) -> bool:
+    """Say whether the images may stay on a GPU with so many bytes free."""
+    return images.nbytes <= SHARE * free
+
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin to watch for the greatest use of memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu" and _RESET.exists():
+        _RESET.write_text("5")  # see proc(5): resets VmHWM
+
+
+def peak(device: torch.device) -> int | None:
+    """Return the greatest use of memory since `reset_peak`, in bytes; None where it is not known.
+
+    On a GPU that of tensors, on a CPU (Linux) that of the whole process.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if device.type == "cpu" and _RESET.exists():
+        found = _STATUS.read_text().split("VmHWM:")[1].split()[0]
+        return int(found) * 1024
+    return None

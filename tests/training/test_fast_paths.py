@@ -1,0 +1,259 @@
+"""Every fast path comes to what the plain one comes to."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from fairtune.errors import InputError
+from fairtune.peft import apply_mask, build_model, get_space, set_train_mode
+from fairtune.training import ImageSpec, Recipe, Split, fine_tune, predict
+from fairtune.training.attention import PlainAttention, use_plain_attention
+from fairtune.training.compilation import LONG, compile_blocks
+from fairtune.training.hardware import deterministic
+from fairtune.training.memory import SHARE, fits, on_device, peak, reset_peak
+from fairtune.training.optimization import make_optimizer
+from fairtune.training.predict import Judge
+from fairtune.training.profile import STEPS, WARM_UP, profiled
+from fairtune.training.step import part_sizes
+
+CPU = torch.device("cpu")
+OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}
+
+
+def vit(space: str = "fullft", bits: tuple[int, ...] = ()) -> nn.Module:
+    model = build_model("vit_tiny_patch16_224", num_classes=2, options=OPTIONS, seed=0)
+    apply_mask(model, get_space(space).mask(model, bits))
+    return model
+
+
+def gradients(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    model(x).float().square().sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: float) -> bool:
+    return a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=atol) for k in a)
+
+
+@pytest.mark.parametrize("bits", [(1, 1, 1, 1, 1, 1), (0, 0, 1, 1, 0, 0), (0, 1, 0, 0, 0, 0)])
+def test_plain_attention_has_the_gradients_of_timms(bits: tuple[int, ...]) -> None:
+    model = vit("auto_peft1", bits)
+    fast = copy.deepcopy(model)
+    use_plain_attention(fast)
+    assert all(type(block.attn) is PlainAttention for block in fast.blocks)
+    assert list(fast.state_dict()) == list(model.state_dict())
+    x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(fast(x), model(x), atol=1e-6)
+    assert same(gradients(fast, x), gradients(model, x), atol=1e-5)
+    with torch.inference_mode():
+        assert torch.allclose(fast(x), model(x), atol=1e-6)
+
+
+def test_plain_attention_leaves_masks_and_dropout_to_timm() -> None:
+    model = vit()
+    fast = copy.deepcopy(model)
+    use_plain_attention(fast)
+    x = torch.randn(2, 5, 48)
+    causal = [m.blocks[0].attn(x, is_causal=True) for m in (model, fast)]
+    assert torch.allclose(*causal, atol=1e-6)
+    attention = fast.blocks[0].attn.train()
+    attention.attn_drop.p = 0.9
+    assert not torch.allclose(attention(x), model.blocks[0].attn(x), atol=1e-3)
+
+
+def test_bf16_under_a_mask_follows_fp32(
+    train: Split, val: Split, spec: ImageSpec, recipe: Recipe
+) -> None:
+    losses, scores = [], []
+    for precision in ("fp32", "bf16"):
+        model = vit("auto_peft1", (1, 0, 1, 0, 1, 0))
+        before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+        changed = recipe.model_copy(update={"precision": precision})
+        result = fine_tune(model, train, val, spec, changed, seed=0, device=CPU)
+        losses.append([epoch.loss for epoch in result.epochs])
+        scores.append(result.probabilities)
+        assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
+    assert np.allclose(losses[0], losses[1], atol=0.02)
+    assert np.allclose(scores[0], scores[1], atol=0.05)
+
+
+@pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "tf_efficientnet_lite0"])
+def test_no_graph_and_no_state_before_what_trains(architecture: str) -> None:
+    vits = architecture.startswith("vit")
+    model = build_model(architecture, num_classes=2, options=OPTIONS if vits else {}, seed=0)
+    last = [p for name, p in model.named_parameters() if name.startswith("blocks.1.")]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in last:
+        parameter.requires_grad_(True)
+    set_train_mode(model)
+    stem = model.patch_embed if vits else model.conv_stem
+    seen: list[bool] = []
+    for module in (stem, model.blocks[0], model.blocks[1]):
+        module.register_forward_hook(lambda m, i, out: seen.append(out.requires_grad))
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert seen == [False, False, True]
+    optimizer = make_optimizer(model, Recipe(), None)
+    optimizer.step()
+    assert {id(p) for p in optimizer.state} == {id(p) for p in last}
+
+
+def test_a_frozen_body_is_run_once_over_validation(
+    train: Split, val: Split, spec: ImageSpec, recipe: Recipe
+) -> None:
+    model = vit("linear_readout")
+    seen: list[int] = []
+    model.blocks[0].register_forward_hook(
+        lambda m, i, out: None if m.training else seen.append(len(out))
+    )
+    result = fine_tune(
+        model, train, val, spec, recipe.model_copy(update={"epochs": 3}), seed=0, device=CPU
+    )
+    assert sum(seen) == len(val)
+    assert np.allclose(result.probabilities, predict(model, val, spec), atol=1e-6)
+
+
+def test_features_are_kept_only_where_the_classifier_alone_trains(
+    val: Split, spec: ImageSpec
+) -> None:
+    def judge(model: nn.Module) -> Judge:
+        return Judge(model, val, spec, batch_size=16, device=CPU, precision="fp32")
+
+    assert judge(vit("linear_readout")).keeps_features
+    model = vit("tune_layernorm")
+    judged = judge(model)
+    assert not judged.keeps_features
+    before = judged()
+    with torch.no_grad():
+        model.norm.bias.add_(torch.randn(48))
+    assert not np.allclose(before, judged())
+
+
+def test_masks_share_compiled_blocks() -> None:
+    torch.compiler.reset()
+    counters.clear()
+    x = torch.randn(2, 3, 32, 32)
+    # Four blocks run. The second of the second mask trains as the first of the first does: all of
+    # it, and its input needs no gradient.
+    for bits in ((1, 1, 1, 1, 1, 1), (0, 0, 0, 1, 1, 1)):
+        model, compiled = vit("auto_peft1", bits).train(), vit("auto_peft1", bits).train()
+        assert compile_blocks(compiled, "block", CPU, 1, backend="aot_eager")
+        assert same(gradients(compiled, x), gradients(model, x), atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 3
+    torch.compiler.reset()
+
+
+def test_compiling_is_refused_or_left_out_where_it_cannot_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not compile_blocks(vit(), "auto", CPU, LONG)
+    assert not compile_blocks(vit(), "none", CPU, LONG)
+    with pytest.raises(InputError, match=r"'resnet18' has no transformer blocks.*compile=none"):
+        compile_blocks(build_model("resnet18", num_classes=2), "block", CPU, 1)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(InputError, match=r"no compiler is there.*compile=none"):
+        compile_blocks(vit(), "block", CPU, 1)
+    assert not compile_blocks(vit(), "auto", torch.device("cuda"), LONG - 1)
+
+
+def test_checkpointed_activations_change_nothing(
+    train: Split, val: Split, spec: ImageSpec, recipe: Recipe
+) -> None:
+    scores = []
+    for wanted in (False, True):
+        changed = recipe.model_copy(update={"checkpoint_activations": wanted, "epochs": 1})
+        model = vit("auto_peft1", (0, 0, 0, 1, 1, 0))
+        scores.append(fine_tune(model, train, val, spec, changed, seed=0, device=CPU).probabilities)
+    assert np.array_equal(*scores)
+    changed = recipe.model_copy(update={"checkpoint_activations": True})
+    model = build_model("hrnet_w18_small", num_classes=2, seed=0)
+    with pytest.raises(InputError, match=r"checkpoint_activations: 'hrnet_w18_small' cannot"):
+        fine_tune(model, train, val, spec, changed, seed=0, device=CPU)
+
+
+def test_the_fused_step_is_the_plain_step() -> None:
+    models = [vit(), vit()]
+    optimizers = [make_optimizer(model, Recipe(weight_decay=0.1), None) for model in models]
+    assert all(optimizer.defaults["fused"] for optimizer in optimizers)
+    for group in optimizers[1].param_groups:
+        group["fused"] = False
+    for seed in range(3):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            generator = torch.Generator().manual_seed(seed)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+    pairs = zip(models[0].parameters(), models[1].parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+    assert "fused" not in make_optimizer(vit(), Recipe(optimizer="lamb"), None).defaults
+
+
+def test_deterministic_mode_ends_with_the_fine_tune(
+    train: Split, val: Split, spec: ImageSpec, recipe: Recipe
+) -> None:
+    with deterministic(True):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    scores = []
+    for wanted in (False, True):
+        changed = recipe.model_copy(update={"deterministic": wanted, "epochs": 1})
+        scores.append(fine_tune(vit(), train, val, spec, changed, seed=0, device=CPU).probabilities)
+    assert np.array_equal(*scores)
+
+
+@pytest.mark.parametrize(
+    ("n", "most", "sizes"),
+    [(16, 16, [16]), (16, 5, [5, 5, 6]), (15, 4, [4, 4, 4, 3]), (3, 2, [3]), (1, 4, [1]), (3, 1, [1] * 3)],
+)  # fmt: skip
+def test_no_micro_batch_of_one_image(n: int, most: int, sizes: list[int]) -> None:
+    assert part_sizes(n, most) == sizes
+
+
+def test_batch_norms_train_in_micro_batches_that_do_not_divide(
+    train: Split, val: Split, spec: ImageSpec, recipe: Recipe
+) -> None:
+    model = build_model("tf_efficientnet_lite0", num_classes=2, seed=0)  # one pixel at the end
+    changed = recipe.model_copy(update={"micro_batch_size": 5, "epochs": 1})
+    result = fine_tune(model, train, val, spec, changed, seed=0, device=CPU)
+    assert np.isfinite(result.epochs[0].loss)
+
+
+def test_images_stay_where_they_do_not_fit(train: Split) -> None:
+    assert on_device(train.images, CPU) is train.images
+    assert fits(train.images, int(train.images.nbytes / SHARE) + 1)
+    assert not fits(train.images, int(train.images.nbytes / SHARE) - 1)
+
+
+def test_peak_memory_is_that_since_the_last_reset() -> None:
+    reset_peak(CPU)
+    first = peak(CPU)
+    if first is None:
+        pytest.skip("peak memory is known on Linux alone")
+    np.ones(8_000_000)
+    assert peak(CPU) - first > 50_000_000
+    reset_peak(CPU)
+    assert peak(CPU) - first < 50_000_000
+
+
+def test_a_profile_names_parts_and_operators(
+    train: Split, val: Split, spec: ImageSpec, recipe: Recipe, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.json.gz"
+    assert len(train) // recipe.batch_size * recipe.epochs > WARM_UP + STEPS
+    with profiled(trace) as profile:
+        result = fine_tune(vit(), train, val, spec, recipe, seed=0, device=CPU)
+    table = profile.table(result)
+    assert all(part in table for part in ("waiting for batches", "training steps", "validation"))
+    assert "aten::" in table
+    assert trace.stat().st_size > 1000
+    epoch = result.epochs[0]
+    assert 0 < epoch.waiting_seconds < epoch.seconds
+    assert epoch.steps == 6
