@@ -30,6 +30,9 @@ TUNED: dict[str, dict[str, Any]] = {
     "laftr": {"weight": {"low": 0.01, "high": 2.0, "log": True}},
     "cfair": {"weight": {"low": 0.01, "high": 1.0, "log": True}},
     "lnl": {"weight": {"low": 0.01, "high": 1.0, "log": True}},
+    "odr": {"entropy_weight": {"low": 0.01, "high": 1.0, "log": True}},
+    "end": {"disentangle": {"low": 0.01, "high": 1.0, "log": True}},
+    "fairprune": {"share": {"low": 0.02, "high": 0.5, "log": True}},
     "dfr": {"strength": {"low": 1e-3, "high": 1.0, "log": True}},
 }
 

@@ -194,9 +194,10 @@ class UnitRunner:
 
 
 def best_trial(trials: list[FinishedTrial], config: Config) -> FinishedTrial:
-    """Return the trial that is best on validation; of equals the first."""
+    """Return the whole trial that is best on validation (if all were pruned, any); of equals the first."""
     objective = get_objective(config.search.objective)
-    return min(trials, key=lambda trial: (objective.loss(trial.value), trial.number))
+    whole = [trial for trial in trials if not trial.pruned] or trials
+    return min(whole, key=lambda trial: (objective.loss(trial.value), trial.number))
 
 
 def random_bits(workspace: Workspace, like: Mask, seed: int) -> tuple[int, ...]:

@@ -447,3 +447,83 @@ def test_features_need_one_linear_classifier() -> None:
 def test_refitting_needs_two_classes() -> None:
     with pytest.raises(InputError, match="at least two classes"):
         make_strategy("dfr").start(task_of(Linear(), [1, 1], [0, 1]))
+
+
+def test_pruning_takes_what_serves_the_others_and_not_the_worst_group() -> None:
+    rng = np.random.default_rng(0)
+    model = Linear()
+    labels, groups = [0, 1, 0, 1, 1, 0, 1, 0], [0, 0, 0, 1, 1, 1, 2, 2]
+    x = torch.from_numpy(rng.normal(size=(8, 4))).float()
+    task = task_of(model, labels, groups, views=lambda: iter([x[:5], x[5:]]))
+    strategy = make_strategy("fairprune", {"share": 0.25, "trade_off": 0.5})
+    tactic = strategy.start(task)
+    assert tactic.kept(1) is None  # before the last epoch
+    before = model.head.weight.detach().clone()
+
+    def judged(rows: list[int]) -> tuple[float, Tensor]:
+        loss = nn.functional.cross_entropy(model(x[rows]), torch.tensor(labels)[rows])
+        return float(loss.detach()), torch.autograd.grad(loss, model.head.weight)[0]
+
+    losses, saliency = np.zeros(3), torch.zeros(3, 2, 4)
+    for batch in (range(5), range(5, 8)):
+        for group in range(3):
+            rows = [row for row in batch if groups[row] == group]
+            if rows:
+                loss, gradient = judged(rows)
+                share = len(rows) / groups.count(group)
+                losses[group] += share * loss
+                saliency[group] += share * gradient**2 * before**2 / 2
+    worst = int(losses.argmax())
+    others = [group for group in range(3) if group != worst]
+    score = saliency[worst] - 0.5 * saliency[others].mean(0)
+    (kept,) = tactic.kept(2).values()
+    gone = kept == 0
+    assert int(gone.sum()) == 2  # a quarter of eight
+    assert score[gone].max() <= score[~gone].min()
+    assert torch.equal(kept[~gone], before[~gone])
+    assert torch.equal(model.head.weight, before)  # the loop puts them in, not the strategy
+    assert model.head.weight.grad is None
+
+
+def test_one_group_is_not_pruned() -> None:
+    tactic = make_strategy("fairprune").start(task_of(Linear(), [0, 1], [0, 0]))
+    assert tactic.kept(2) is None
+
+
+def test_codes_are_folded_into_the_classifier() -> None:
+    model = Linear()
+    tactic = make_strategy("odr", {"width": 6}).start(task_of(model, [0, 1, 0], [0, 1, 1]))
+    codes, features = tactic._parts, torch.randn(5, 4)
+    expected = codes["reader"](codes["target_mean"](features))
+    model.load_state_dict(tactic.kept(1))
+    assert torch.allclose(model(features), expected, atol=1e-6)
+
+
+def test_codes_diverge_from_orthogonal_priors_as_gaussians_do() -> None:
+    tactic = make_strategy("odr", {"width": 4}).start(task_of(Linear(), [0, 1, 0], [0, 1, 1]))
+    assert float(tactic._priors["target"] @ tactic._priors["group"]) == 0
+    features = torch.randn(5, 4)
+    for name in ("target", "group"):
+        mean = tactic._parts[f"{name}_mean"](features)
+        deviation = (tactic._parts[f"{name}_scale"](features) / 2).exp()
+        theirs = torch.distributions.kl_divergence(
+            torch.distributions.Normal(mean, deviation),
+            torch.distributions.Normal(tactic._priors[name], 1.0),
+        )
+        code, divergence = tactic._code(name, features)
+        assert torch.allclose(divergence, theirs.sum(1).mean(), atol=1e-5)
+        assert code.shape == (5, 4)
+
+
+def test_the_entropy_of_odr_trains_the_codes_and_not_their_reader() -> None:
+    task = task_of(Linear(), [0, 1, 0], [0, 1, 1])
+    features = torch.randn(6, 4)
+    batch = Batch(torch.zeros(6, 2), torch.tensor([0, 1] * 3), torch.tensor([0, 1] * 3), features)
+    found = []
+    for weight in (0.0, 5.0):
+        tactic = make_strategy("odr", {"entropy_weight": weight}).start(task)
+        tactic.loss(batch, PLAIN).backward()
+        reader = torch.cat([p.grad.flatten() for p in tactic._group_reader.parameters()])
+        found.append((reader, tactic._parts["target_mean"].weight.grad))
+    assert torch.allclose(found[0][0], found[1][0])
+    assert not torch.allclose(found[0][1], found[1][1])

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from search.samples import tiny_config, write_data
+
+from fairtune.comparison.methods import method
+from fairtune.comparison.settings import Comparison, parse_comparison
+
+os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_data(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def comparison_of(
+    methods: list[Any], config: dict[str, Any] | None = None, **changes: Any
+) -> Comparison:
+    """A comparison of seconds on the tiny data set."""
+    tiny = tiny_config(train__epochs=1, train__batch_size=50, **(config or {}))
+    raw = {
+        "name": "tiny",
+        "tasks": [{"name": "spots", "config": tiny.model_dump(mode="json", by_alias=True)}],
+        "methods": [method(one).model_dump() for one in methods],
+        "seeds": [1, 2],
+        "trials": 1,
+        "resamples": 100,
+        **changes,
+    }
+    return parse_comparison(raw, "tiny comparison")
+
+
+@pytest.fixture
+def tiny_file(tmp_path: Path) -> Callable[[str], Path]:
+    """Write a comparison file beside the configuration that it names."""
+
+    def write(methods: str, more: str = "") -> Path:
+        (tmp_path / "tiny.yaml").write_text(tiny_config(train__epochs=1).to_yaml())
+        path = tmp_path / "comparison.yaml"
+        path.write_text(
+            f"name: tiny\ntasks: [{{name: spots, config: tiny.yaml}}]\nmethods: {methods}\n"
+            f"seeds: [1]\ntrials: 1\n{more}"
+        )
+        return path
+
+    return write

@@ -1,0 +1,335 @@
+"""Whole comparisons on a data set of seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from comparison.conftest import comparison_of
+from mlflow.entities import Run
+
+import fairtune.comparison.unit as unit_module
+from fairtune.cli import main
+from fairtune.comparison.compare import NothingRanError, compare, settings_of
+from fairtune.comparison.methods import known_methods, method
+from fairtune.comparison.settings import load_comparison
+from fairtune.comparison.unit import units
+from fairtune.errors import InputError
+from fairtune.interrupt import InterruptedSearchError, StopRequest
+from fairtune.tracking.predictions import read_predictions
+from fairtune.tracking.runs import RunLog, existing_run
+from fairtune.training import STRATEGIES, DivergedError
+
+
+def nested(run_id: str) -> dict[tuple[str, str], Run]:
+    """The units of a comparison by method and seed."""
+    runs = existing_run(run_id).children()
+    return {(r.data.tags["fairtune.method"], r.data.tags["fairtune.seed"]): r for r in runs}
+
+
+def only_comparison() -> RunLog:
+    runs = mlflow.search_runs(
+        search_all_experiments=True, filter_string="tags.`fairtune.kind` = 'compare'"
+    )
+    assert len(runs) == 1
+    return existing_run(runs["run_id"][0])
+
+
+def frame(log: RunLog, name: str) -> pd.DataFrame:
+    from io import StringIO
+
+    return pd.read_csv(StringIO(log.read_text(name)))
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, _empty_store: Path, source: str
+) -> tuple[str, RunLog]:
+    """One comparison without a break, in a store of its own; its table and its run."""
+    import os
+    import shutil
+
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copy(_empty_store, folder / "mlflow.db")
+    before, here = mlflow.get_tracking_uri(), Path.cwd()
+    os.chdir(folder)
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    outcome = compare(comparison_of(METHODS), source, StopRequest())
+    assert outcome.complete
+    log = existing_run(outcome.run_id)
+    log.data()
+    mlflow.set_tracking_uri(before)
+    os.chdir(here)
+    return outcome.table, log
+
+
+METHODS = ["full", "linear", "searched", "random", "best_fixed", "attention+group_dro"]
+STAGES = {"name": "stages", "space": "stages_norm_conv"}
+
+
+def test_every_method_has_its_trials_and_one_final_model(whole: tuple[str, RunLog]) -> None:
+    _, log = whole
+    runs = log.children()
+    assert len(runs) == 10  # five methods that train, two seeds
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        trials = log.sibling(run.info.run_id).children("tags.`fairtune.kind` = 'trial'")
+        assert len(trials) == 1
+        assert not any(key.startswith("test/") for key in trials[0].data.metrics)
+        assert 0 <= run.data.metrics["test/worst_group_auroc"] <= 1
+
+
+def test_what_is_written(whole: tuple[str, RunLog]) -> None:
+    table, log = whole
+    names = {file.path for file in log.client.list_artifacts(log.run_id)}
+    files = "table.md table.tex table.csv models.csv units.csv differences.csv claim.csv ranks.csv"
+    assert names >= {*files.split(), "intervals.csv", "comparison.yaml", "figures"}
+    figures = {Path(f.path).name for f in log.client.list_artifacts(log.run_id, "figures")}
+    expected = {"critical-difference", "trade-off-spots", "generalisation-gap-spots"}
+    assert figures == {f"{name}.{ending}" for name in expected for ending in ("png", "svg")}
+    assert "Complete seeds: spots: 2 of 2; 1 trials" in table
+    assert "the claim about `searched` is" in table
+    assert "| attention+group_dro | 2 |" in table
+    assert r"best\_fixed" in log.read_text("table.tex")
+
+
+def test_figures_are_those_of_the_runs(whole: tuple[str, RunLog]) -> None:
+    _, log = whole
+    models = frame(log, "models.csv").set_index(["method", "seed"])
+    for run in log.children():
+        tags = run.data.tags
+        mine = models.loc[(tags["fairtune.method"], int(tags["fairtune.seed"]))]
+        for key in ("test/worst_group_auroc", "val/auroc", "train/auroc_gap"):
+            assert mine[key] == pytest.approx(run.data.metrics[key])
+    apart = frame(log, "differences.csv")
+    (row,) = apart[(apart["method"] == "linear") & (apart["metric"] == "auroc")].to_dict("records")
+    own = models["test/auroc"]
+    assert row["mean"] == pytest.approx((own["linear"] - own["full"]).mean())
+    assert row["patient_estimate"] == pytest.approx(row["mean"])
+    assert row["n"] == 2
+
+
+def test_the_best_fixed_mask_is_chosen_on_validation(whole: tuple[str, RunLog]) -> None:
+    _, log = whole
+    models = frame(log, "models.csv")
+    for _, rows in models.groupby("seed"):
+        own = rows.set_index("method")
+        fixed = own.loc[["full", "linear"], "val/worst_group_auroc"]
+        assert own.loc["best_fixed", "chosen"] == fixed.idxmax()
+        chosen = own.loc[fixed.idxmax(), "test/auroc"]
+        assert own.loc["best_fixed", "test/auroc"] == chosen
+
+
+def test_a_random_mask_has_the_size_of_the_searched_one(whole: tuple[str, RunLog]) -> None:
+    _, log = whole
+    models = frame(log, "models.csv").set_index(["method", "seed"])
+    for seed in (1, 2):
+        random, searched = models.loc[("random", seed)], models.loc[("searched", seed)]
+        assert random["mask"] != searched["mask"]
+        assert random["share"] == pytest.approx(searched["share"], abs=0.2)
+
+
+class StopAt(StopRequest):
+    """Asks to stop when it is asked for the n-th time."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+        self.reason = "stopped by Ctrl-C"
+
+    @property
+    def requested(self) -> bool:  # type: ignore[override]
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.mark.parametrize("after", [3, 17])
+def test_a_stopped_comparison_goes_on_as_if_it_had_not_been(
+    mlflow_store: str, source: str, whole: tuple[str, RunLog], after: int
+) -> None:
+    comparison = comparison_of(METHODS)
+    with pytest.raises(InterruptedSearchError):
+        compare(comparison, source, StopAt(after))
+    log = only_comparison()
+    assert log.data().info.status == "KILLED"
+    outcome = compare(comparison, None, StopRequest(), resume=log.run_id)  # knows its source
+    assert outcome.complete
+    mine, theirs = frame(log, "models.csv"), frame(whole[1], "models.csv")
+    pd.testing.assert_frame_equal(mine, theirs, check_exact=False, rtol=1e-6)
+    assert log.data().info.status == "FINISHED"
+
+
+def test_a_killed_process_leaves_nothing_that_is_lost_or_doubled(
+    mlflow_store: str, source: str
+) -> None:
+    comparison = comparison_of(["full", "linear"], seeds=[1], candidate="full")
+    outcome = compare(comparison, source, StopRequest())
+    log = existing_run(outcome.run_id)
+    before = nested(outcome.run_id)
+    log.client.update_run(log.run_id, status="RUNNING")  # as kill -9 leaves it
+    log.client.update_run(before["linear", "1"].info.run_id, status="RUNNING")
+    compare(comparison, source, StopRequest(), resume=log.run_id)
+    after = nested(log.run_id)
+    assert len(log.children()) == 2
+    assert {run.info.status for run in after.values()} == {"FINISHED"}
+    assert after["full", "1"].info.end_time == before["full", "1"].info.end_time  # not run again
+    for key, run in before.items():
+        assert run.data.metrics["test/auroc"] == after[key].data.metrics["test/auroc"]
+
+
+def test_a_method_that_fails_does_not_stop_the_others(
+    mlflow_store: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = unit_module.run_study
+
+    def fail(runner: object, *rest: object, **more: object) -> object:
+        if runner.config.search.space == "linear_readout":  # type: ignore[attr-defined]
+            raise DivergedError("the loss became nan")
+        return real(runner, *rest, **more)  # type: ignore[arg-type]
+
+    comparison = comparison_of(["full", "linear", "norms", STAGES], seeds=[1], candidate="full")
+    with monkeypatch.context() as patch:
+        patch.setattr(unit_module, "run_study", fail)
+        outcome = compare(comparison, source, StopRequest())
+    assert (outcome.finished, outcome.failed, outcome.complete) == (2, 2, True)
+    assert "Without a model: linear, stages" in outcome.table
+    run = nested(outcome.run_id)["linear", "1"]
+    assert run.info.status == "FAILED"
+    assert run.data.tags["fairtune.error"] == "the loss became nan"
+    assert "convolutional" in nested(outcome.run_id)["stages", "1"].data.tags["fairtune.error"]
+    again = compare(comparison, source, StopRequest(), resume=outcome.run_id)
+    assert (again.finished, again.failed) == (3, 1)  # tried again, and now it works
+
+
+def test_when_nothing_works_the_first_reason_is_told(mlflow_store: str, source: str) -> None:
+    comparison = comparison_of([STAGES, "full"], seeds=[1], candidate="full")
+    tasks = comparison.model_dump(mode="json")["tasks"]
+    tasks[0]["config"]["train"]["learning_rate"] = 1e30
+    tasks[0]["config"]["search"]["known_learning_rates"] = [1e30]
+    broken = comparison.model_copy(
+        update={"tasks": tuple(comparison.tasks[0].model_validate(t) for t in tasks)}
+    )
+    with pytest.raises(NothingRanError, match="no method has a model: "):
+        compare(broken, source, StopRequest())
+    assert only_comparison().data().info.status == "FAILED"
+
+
+def test_folds_test_every_image_once(mlflow_store: str, source: str, tmp_path: Path) -> None:
+    comparison = comparison_of(["full", "linear"], {"data__folds": 3}, seeds=[1], candidate="full")
+    assert len(units(comparison)) == 6
+    outcome = compare(comparison, source, StopRequest())
+    log = existing_run(outcome.run_id)
+    runs = [r for r in log.children() if r.data.tags["fairtune.method"] == "full"]
+    tables = [
+        read_predictions(log.sibling(r.info.run_id).download("predictions/test.parquet", tmp_path / f"{i}"))
+        for i, r in enumerate(runs)
+        if (tmp_path / f"{i}").mkdir() is None
+    ]  # fmt: skip
+    images = pd.concat(tables)["image"]
+    assert len(images) == 200
+    assert images.is_unique
+    row = frame(log, "models.csv").iloc[0]
+    assert np.isfinite(row["test/worst_group_auroc_fold_mean"])
+    assert "AUROC, fold mean" in outcome.table
+
+
+def test_other_settings_are_refused(mlflow_store: str, source: str) -> None:
+    outcome = compare(
+        comparison_of(["full", "linear"], seeds=[1], candidate="full"), source, StopRequest()
+    )
+    log = existing_run(outcome.run_id)
+    assert settings_of(log) == comparison_of(["full", "linear"], seeds=[1], candidate="full")
+    with pytest.raises(InputError, match="started with other settings"):
+        compare(
+            comparison_of(["full", "linear"], candidate="full"),
+            source,
+            StopRequest(),
+            resume=log.run_id,
+        )
+    unit = nested(log.run_id)["full", "1"].info.run_id
+    with pytest.raises(InputError, match="is no comparison"):
+        compare(
+            comparison_of(["full", "linear"], candidate="full"), source, StopRequest(), resume=unit
+        )
+
+
+def test_the_command_stops_by_the_clock_and_goes_on(
+    mlflow_store: str, source: str, tiny_file: Callable[..., Path]
+) -> None:
+    path = str(tiny_file("[full, linear]", "references: [linear]\ncandidate: full\n"))
+    run = CliRunner().invoke
+    first = run(main, ["compare", "--config", path, "--source", source, "--max-minutes", "1e-9"])
+    assert first.exit_code == 0, first.output
+    said = json.loads(first.stdout.splitlines()[-1])
+    assert (said["finished"], said["total"], said["complete"]) == (0, 2, False)
+    second = run(main, ["compare", "--resume", said["run_id"]])
+    assert second.exit_code == 0, second.output
+    assert json.loads(second.stdout.splitlines()[-1])["complete"] is True
+    assert "the claim about `full` is not decided" in second.stdout
+    third = run(main, ["compare", "--resume", said["run_id"], "-o", "train.epochs=3"])
+    assert third.exit_code == 2
+    assert "a comparison goes on as it began" in third.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --config configs/compare/demo.yaml, say, or --resume RUN_ID"),
+        (["--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
+        (["--folds", "2"], "data.folds: Input should be greater than or equal to 3"),
+        (["-o", "train.epoch=3"], "unknown key 'train.epoch'; did you mean 'epochs'?"),
+        (["--seeds", "3"], "No such option"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    arguments: list[str], message: str, tiny_file: Callable[..., Path]
+) -> None:
+    path = str(tiny_file("[full, searched]"))
+    given = (
+        arguments if not arguments or "--config" in arguments else ["--config", path, *arguments]
+    )
+    result = CliRunner().invoke(main, ["compare", *given])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("methods", "more", "message"),
+    [
+        ("[full, serched]", "", "unknown method 'serched'; did you mean 'searched'?"),
+        ("[full, full]", "", "a name comes twice"),
+        ("[full, linear]", "", "candidate: no method 'searched' in full, linear"),
+        ("[full, searched]", "references: [norms]", "references: no method 'norms'"),
+        ("[full, random]", "candidate: full", "method random: no method 'searched'"),
+        ("[full, {name: x, space: nope}]", "", "unknown space 'nope'"),
+        ("[full, {name: x, strategy: nope}]", "", "unknown strategy 'nope'"),
+        ("[full, {name: x, space: fullft, size_of: full}]", "", "exclude each other"),
+        ("[full, searched]", "seed: 3", "seed"),
+    ],
+)
+def test_wrong_settings_are_one_line(
+    methods: str, more: str, message: str, tiny_file: Callable[..., Path]
+) -> None:
+    with pytest.raises(InputError) as told:
+        load_comparison(tiny_file(methods, more))
+    assert message in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_every_strategy_is_a_method_and_every_method_has_a_configuration() -> None:
+    known = known_methods()
+    assert set(STRATEGIES) - {"erm"} <= set(known)
+    comparison = comparison_of([*known, "searched+swad", "norms+sam"])
+    for how in comparison.trained:
+        config = comparison.unit_config(comparison.tasks[0], how, 7)
+        assert config.seed == 7
+        assert config.search.trials == 1
+        assert config.train.strategy == how.strategy
+    assert method("searched+swad").space is None
+    assert comparison.trained[-1].name == "random"  # its mask hangs on another's

@@ -1,0 +1,182 @@
+"""The statistics against SciPy, published tables and figures worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from fairtune.comparison.claim import judge_claim
+from fairtune.comparison.statistics import (
+    holm,
+    patient_draws,
+    patient_interval,
+    rank,
+    seed_difference,
+)
+from fairtune.fairness import paired_bootstrap
+from fairtune.tracking.predictions import groups_of, probabilities_of
+
+
+def test_a_paired_difference_is_scipys_paired_t_test() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0.8, 0.02, 9), rng.normal(0.79, 0.02, 9)
+    found = seed_difference(a, b)
+    theirs = stats.ttest_rel(a, b)
+    assert found.n == 9
+    assert found.p_value == pytest.approx(theirs.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+    assert found.effect == pytest.approx(theirs.statistic / 3)  # d = t / sqrt(n)
+    assert found.standard_error == pytest.approx(found.mean / theirs.statistic)
+
+
+def test_a_difference_of_few_seeds_claims_nothing() -> None:
+    assert seed_difference([], []).n == 0
+    one = seed_difference([0.8], [0.7])
+    assert one.mean == pytest.approx(0.1)
+    assert math.isnan(one.p_value)
+    assert math.isnan(one.low)
+    assert seed_difference([0.8, math.nan, 0.9], [0.7, 0.7, math.nan]).n == 1
+    assert seed_difference([0.7, 0.7], [0.7, 0.7]).p_value == 1.0
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    adjusted = holm([0.01, math.nan, 0.02])
+    assert adjusted[0] == pytest.approx(0.02)  # of two, not of three
+    assert math.isnan(adjusted[1])
+    assert all(math.isnan(p) for p in holm([math.nan]))
+
+
+# Four classifiers on fourteen data sets: Demšar (2006), table 6.
+DEMSAR = pd.DataFrame(
+    {
+        "C4.5": "763 599 954 628 882 936 661 583 775 1000 940 619 972 957",
+        "C4.5+m": "768 591 971 661 888 931 668 583 838 1000 962 666 981 978",
+        "C4.5+cf": "771 590 968 654 886 916 609 563 866 1000 965 614 975.1 946",
+        "C4.5+m+cf": "798 569 967 657 898 931 685 625 875 1000 962 669 975 970",
+    },
+    index=[0],
+).apply(lambda column: pd.Series(column[0].split(), dtype=float))
+
+
+def test_ranks_are_those_of_the_published_example() -> None:
+    found = rank(DEMSAR, larger_is_better=True)
+    assert found is not None
+    assert found.n_blocks == 14
+    published = {"C4.5": 3.143, "C4.5+m": 2.000, "C4.5+cf": 2.893, "C4.5+m+cf": 1.964}
+    assert found.ranks.to_dict() == pytest.approx(published, abs=6e-4)
+    assert found.critical_difference == pytest.approx(2.569 * math.sqrt(4 * 5 / (6 * 14)), abs=1e-3)
+    theirs = stats.friedmanchisquare(*DEMSAR.to_numpy().T)
+    assert (found.statistic, found.p_value) == pytest.approx(tuple(theirs))
+    # Nemenyi: p is 0.05 where ranks differ by the critical difference, and falls from there.
+    apart = found.ranks.to_numpy()[:, None] - found.ranks.to_numpy()
+    significant = np.abs(apart) >= found.critical_difference
+    assert np.array_equal(found.nemenyi.to_numpy() < 0.05, significant)
+
+
+def test_ranks_know_their_direction_and_their_limits() -> None:
+    gaps = pd.DataFrame({"a": [0.1, 0.2], "b": [0.3, 0.4], "c": [0.5, math.nan]})
+    found = rank(gaps, larger_is_better=False)
+    assert found is not None
+    assert found.n_blocks == 1  # a block without all methods does not count
+    assert found.ranks.to_dict() == {"a": 1, "b": 2, "c": 3}
+    assert math.isnan(found.critical_difference)
+    assert rank(gaps[["a"]], larger_is_better=True) is None
+    assert rank(gaps.iloc[1:], larger_is_better=True) is None
+
+
+def predictions(seed: int, strength: float = 1.0, n: int = 300) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, n)
+    patient = rng.integers(0, 120, n)
+    noise = np.random.default_rng(seed).normal(0, 1, n)
+    score = 1 / (1 + np.exp(-(strength * (2 * label - 1) + noise)))
+    return pd.DataFrame(
+        {
+            "image": [f"{i}.png" for i in range(n)],
+            "patient": patient,
+            "label": label,
+            "probability_0": 1 - score,
+            "probability_1": score,
+            "site": np.where(rng.random(n) < 0.4, "a", "b"),
+        }
+    )
+
+
+METRICS = ("auroc", "worst_group_auroc")
+
+
+def draws(table: pd.DataFrame) -> object:
+    return patient_draws(table, METRICS, n_resamples=200, seed=3)
+
+
+def test_one_seed_gives_the_paired_bootstrap_of_the_gate() -> None:
+    a, b = predictions(1), predictions(2, 1.4)
+    theirs = paired_bootstrap(
+        a["label"], probabilities_of(a), probabilities_of(b), groups_of(a), a["patient"],
+        n_resamples=200, seed=3,
+    )  # fmt: skip
+    for metric in METRICS:
+        found = patient_interval([draws(b)], [draws(a)], metric)
+        assert found.estimate == pytest.approx(theirs[metric].estimate)
+        assert found.n_patients == a["patient"].nunique()
+        assert found.low < found.estimate < found.high
+        assert found.high - found.low == pytest.approx(
+            theirs[metric].high - theirs[metric].low, rel=0.2
+        )  # other resamples: rows are put in the order of their images
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    a, b = predictions(1), predictions(2, 1.4)
+    shuffled = b.sample(frac=1, random_state=0, ignore_index=True)
+    one = patient_interval([draws(b)], [draws(a)], "auroc")
+    other = patient_interval([draws(shuffled)], [draws(a)], "auroc")
+    assert (one.low, one.high) == pytest.approx((other.low, other.high))
+
+
+def test_a_model_against_itself_does_not_differ() -> None:
+    mine = [draws(predictions(1)), draws(predictions(2))]
+    found = patient_interval(mine, mine, "worst_group_auroc")
+    assert (found.estimate, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+
+
+def row(
+    metric: str, mean: float, p: float, low: float = -0.005, **more: object
+) -> dict[str, object]:
+    return {
+        "task": "t", "method": "searched", "reference": "full", "metric": metric, "n": 5, "mean": mean,
+        "p_value": p, "low": low, "high": 0.1, "effect": 1.0, "patient_p_value": p, "patient_low": low,
+        "patient_high": 0.1, **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "redrawn", "verdict"),
+    [
+        ([("worst_group_auroc", 0.02, 0.01), ("auroc_gap", -0.02, 0.02)], True, "supported"),
+        ([("worst_group_auroc", 0.02, 0.01), ("auroc_gap", -0.02, 0.06)], True, "not decided"),
+        ([("worst_group_auroc", -0.02, 0.01), ("auroc_gap", -0.02, 0.02)], True, "contradicted"),
+        ([("worst_group_auroc", 0.02, 0.03), ("auroc_gap", -0.02, 0.04)], True, "not decided"),
+        ([("worst_group_auroc", 0.02, math.nan), ("auroc_gap", -0.02, 0.01)], True, "not decided"),
+    ],
+)
+def test_the_verdict(rows: list[tuple[str, float, float]], redrawn: bool, verdict: str) -> None:
+    from comparison.conftest import comparison_of
+
+    comparison = comparison_of(["full", "searched"])
+    task = comparison.tasks[0].model_copy(
+        update={"name": "t", "seed_keys": ("data.options.seed",) if redrawn else ()}
+    )
+    comparison = comparison.model_copy(update={"tasks": (task,)})
+    table = pd.DataFrame([*(row(*one) for one in rows), row("auroc", 0.0, 0.9)])
+    assert set(judge_claim(table, comparison).table["verdict"]) == {verdict}
+    lower = table.assign(low=-0.02)  # overall AUROC may be lower by more than the margin
+    expected = "contradicted" if verdict == "contradicted" else "not decided"
+    assert set(judge_claim(lower, comparison).table["verdict"]) == {expected}
+    shared = comparison.model_copy(update={"tasks": (task.model_copy(update={"seed_keys": ()}),)})
+    unsure = table.assign(patient_p_value=0.5)  # over seeds alone is not enough on one test split
+    assert set(judge_claim(unsure, shared).table["verdict"]) == {"not decided"}
