@@ -33,8 +33,8 @@ unit: $(STAMP)
 docs: $(STAMP)  ## Build the documentation site in docs/_build/html; a warning is an error.
 	sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
-bench: $(STAMP)  ## Measure, and store the tables under benchmarks/results/.
-	python -m benchmarks
+bench: $(STAMP)  ## Measure, and store the tables under benchmarks/results/; HAM10000=DIR for all.
+	python -m benchmarks $(if $(HAM10000),--ham10000 $(HAM10000))
 
 clean:  ## Remove the environment and caches.
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+NEED_DATA = {"data": ["{}"], "feeding": ["{}"], "trial": ["--source", "{}"]}
+"""Benchmarks over real images, and how each is told where they are."""
 
 
 def machine() -> str:
@@ -32,16 +34,24 @@ def main() -> None:
     known = sorted(path.stem for path in HERE.glob("[a-z]*.py"))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
-    names = parser.parse_args().names or known
+    parser.add_argument("--ham10000", help="the download: without it, what needs it is left out")
+    given = parser.parse_args()
+    names = given.names or [name for name in known if given.ham10000 or name not in NEED_DATA]
     unknown = sorted(set(names) - set(known))
     if unknown:
         parser.error(f"unknown benchmark {unknown[0]!r} (known: {', '.join(known)})")
+    without = sorted(set(names) & set(NEED_DATA)) if not given.ham10000 else []
+    if without:
+        parser.error(f"{', '.join(without)}: give --ham10000 DIR")
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     for name in names:
         sys.stderr.write(f"benchmarks/{name}.py\n")
+        options = [part.format(given.ham10000) for part in NEED_DATA.get(name, [])]
         done = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}"], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", f"benchmarks.{name}", *options],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         sys.stdout.write(done.stdout)
         if done.returncode:
