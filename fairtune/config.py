@@ -40,6 +40,13 @@ class DataConfig(_Section):
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail", description="What an unreadable image does."
     )
+    example_images: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="Training images of each class in each group to show in the report. They go into "
+        "the tracking store: only where the licence and the people's consent allow it.",
+    )
     folds: int | None = Field(
         None,
         ge=3,

@@ -15,6 +15,8 @@ from tqdm import tqdm
 from fairtune.report import sections
 from fairtune.report.answer import SPLIT_WORDS, answer
 from fairtune.report.description import describe
+from fairtune.report.examples import example_tables
+from fairtune.report.gate import decision_tables
 from fairtune.report.group_figures import gap_drawing, group_drawings
 from fairtune.report.mask_figure import mask_drawing
 from fairtune.report.search_figures import search_drawings
@@ -106,6 +108,8 @@ def render(story: Story, drawings: dict[str, Drawing]) -> str:
         class_names=sections.class_names(story),
         comparison=sections.comparison_rows(story),
         counts=sections.counts(story),
+        examples=example_tables(story),
+        decisions=decision_tables(story),
         undefined=sections.undefined(story),
         excluded=list(sections.excluded(story)),
         command=sections.command(story),

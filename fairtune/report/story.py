@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,19 @@ SPLITS = ("train", "val", "test")
 CANDIDATE = "fairtune.candidate"
 WINNER_MARK = " (winner)"
 FACTS = "facts.json"
+EXAMPLES = "examples/index.json"
+GATE = "gate"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A strip of images of one class in one group."""
+
+    attribute: str
+    group: str
+    label: str
+    n: int
+    jpeg: bytes
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,10 @@ class Story:
     """Registered versions made from this run."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Optional: names of classes, provenance of the data, versions of libraries."""
+    examples: Sequence[Example] = ()
+    """Images of each class in each group, where the configuration allowed to keep them."""
+    decisions: Sequence[Mapping[str, Any]] = ()
+    """What the promotion gate decided about versions made from this run, oldest first."""
     n_resamples: int = 2000
 
     @property
@@ -196,6 +213,8 @@ def read_story(run_id: str, *, n_resamples: int = 2000) -> Story:
             trials=trials,
             versions=_versions(log),
             facts=_facts(owner),
+            examples=_examples(owner),
+            decisions=_decisions(log),
             n_resamples=n_resamples,
         )
     if not story.reports and (trials is None or trials.table.empty):
@@ -253,6 +272,29 @@ def _by_candidate(finals: list[Run]) -> dict[str, list[Run]]:
     for run in finals:
         found.setdefault(run.data.tags.get(CANDIDATE, run.info.run_name), []).append(run)
     return found
+
+
+def _examples(log: RunLog) -> tuple[Example, ...]:
+    if EXAMPLES not in artifacts(log, EXAMPLES.split("/")[0]):
+        return ()
+    index = json.loads(log.read_text(EXAMPLES))
+    with tempfile.TemporaryDirectory() as folder:
+        files = log.download(EXAMPLES.split("/")[0], folder)
+        return tuple(
+            Example(
+                one["attribute"],
+                one["group"],
+                one["class"],
+                one["n"],
+                (files / Path(one["file"]).name).read_bytes(),
+            )
+            for one in index
+        )
+
+
+def _decisions(log: RunLog) -> tuple[Mapping[str, Any], ...]:
+    found = [json.loads(log.read_text(path)) for path in artifacts(log, GATE)]
+    return tuple(sorted(found, key=lambda decision: str(decision["time"])))
 
 
 def _versions(log: RunLog) -> tuple[ModelVersion, ...]:

@@ -18,6 +18,7 @@ from fairtune.errors import InputError
 from fairtune.fairness import get_objective
 from fairtune.interrupt import StopRequest
 from fairtune.peft import Mask, merge_adapters
+from fairtune.search.examples import log_examples
 from fairtune.search.executors import Executor, make_executor
 from fairtune.search.final import BASELINES, FinalRunner, baselines, choose_candidates
 from fairtune.search.runner import TrialRunner
@@ -185,6 +186,8 @@ def describe(log: RunLog, workspace: Workspace, source: str | None) -> None:
         }
     )
     log.json("facts.json", _facts(workspace))
+    if config.data.example_images:
+        log_examples(log, workspace.split("train"), config.data.example_images, config.seed)
     log_dataset(
         log,
         workspace.manifest.table,

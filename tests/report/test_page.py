@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
@@ -15,7 +17,10 @@ from report.samples import make_finetune, make_search
 
 from fairtune.errors import InputError
 from fairtune.report import describe_run, write_report
-from fairtune.tracking.runs import open_run
+from fairtune.search.examples import log_examples
+from fairtune.tracking.gate import Check, Decision
+from fairtune.tracking.runs import existing_run, open_run
+from fairtune.training import Split
 
 SECTIONS = ["answer", "groups", "gap", "mask-section", "search", "data", "excluded", "reproduce"]
 
@@ -211,3 +216,48 @@ def test_wrong_runs_are_refused_in_one_line(mlflow_store: str, tmp_path: Path) -
     with pytest.raises(InputError, match="no result to report yet: its status is FINISHED"):
         write_report(empty.run_id, tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_example_images_and_decisions_of_the_gate_are_shown(
+    mlflow_store: str, tmp_path: Path
+) -> None:
+    run_id = make_search(tmp_path, GROUPS)
+    n = 40
+    groups = pd.DataFrame({"ward": pd.Categorical(["a", "b"] * (n // 2))})
+    labels = np.array([0] * (n - 1) + [1])
+    split = Split(
+        name="train",
+        images=np.random.default_rng(0).integers(0, 255, (n, 20, 20, 3), dtype=np.uint8),
+        rows=np.arange(n),
+        labels=labels,
+        groups=groups,
+        patients=np.arange(n),
+        references=np.arange(n),
+        classes=("well", "ill"),
+    )
+    log_examples(existing_run(run_id), split, 3, seed=0)
+    decision = Decision(
+        name="tiny",
+        version="2",
+        champion="1",
+        outcome="refused",
+        checks=(Check("auroc", 0.9, 0.8, -0.12, -0.01, "lower bound of auroc", False),),
+        split="test",
+        n=160,
+        n_patients=80,
+    )
+    document = {"time": "2026-01-02T03:04:05Z", **asdict(decision)}
+    existing_run(run_id).json("gate/tiny-v2-1.json", document)
+    _, page = page_of(write_report(run_id, tmp_path / "out", n_resamples=FEW))
+    assert page.problems == []
+    alts = [str(image["alt"]) for image in page.all("img")]
+    assert alts == [
+        "3 images of well, ward a",
+        "3 images of well, ward b",
+        "1 images of ill, ward b",
+    ]
+    sources = [str(image["src"]) for image in page.all("img")]
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert len(set(sources)) == 3
+    assert "tiny version 2 was refused, compared with version 1 on 160 images" in page.text
+    assert "0.900 0.800 -0.120 -0.010 broken" in page.text
