@@ -9,6 +9,7 @@ from fairtune.config import Config, differing_keys, load_config
 from fairtune.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+CONFIGS = [path for path in CONFIGS if path.parent.name != "compare"]  # these compare several
 MINIMAL = {
     "data": {"name": "synthetic", "attributes": ["sex"]},
     "model": {"architecture": "vit_tiny_patch16_224", "weights": "none"},
@@ -141,3 +142,26 @@ def test_what_the_registry_would_refuse_in_the_end_is_refused_at_once(
     config = next((Path(__file__).parents[1] / "configs").glob("*.yaml"))
     with pytest.raises(InputError, match=says):
         load_config(config, [override])
+
+
+def test_an_option_of_the_strategy_can_be_searched(minimal: Path) -> None:
+    dro = "train.strategy=group_dro"
+    config = load_config(
+        minimal, [dro, "search.extra={strategy.step_size: {low: 0.01, high: 0.1}}"]
+    )
+    changed = config.train.changed({"strategy.step_size": 0.05, "weight_decay": 0.2})
+    assert changed.strategy_options == {"step_size": 0.05}
+    assert (changed.weight_decay, changed.epochs) == (0.2, config.train.epochs)
+    with pytest.raises(InputError, match="unknown option of strategy 'erm'|has no options"):
+        load_config(minimal, ["search.extra={strategy.step_size: {low: 0.01, high: 0.1}}"])
+    with pytest.raises(InputError, match="step_size: .*greater than 0"):
+        load_config(minimal, [dro, "search.extra={strategy.step_size: {low: -1, high: 0.1}}"])
+    with pytest.raises(InputError, match="unknown dimension 'epochs'"):
+        load_config(minimal, ["search.extra={epochs: {low: 1, high: 5}}"])
+
+
+def test_a_rung_is_judged(minimal: Path) -> None:
+    rungs = ["search.pruning={rule: median, rungs: [1, 3]}", "train.epochs=6"]
+    load_config(minimal, rungs)
+    with pytest.raises(InputError, match="epoch 1 is not judged with train.judge_every=3"):
+        load_config(minimal, [*rungs, "train.judge_every=3"])

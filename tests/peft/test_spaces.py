@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from fairtune.errors import InputError
-from fairtune.peft import SPACES, Mask, components, get_space, head_names
+from fairtune.peft import SPACES, Mask, build_model, components, get_space, head_names
 from fairtune.peft.parts import normalization_names
 
 PUBLISHED = [
@@ -255,3 +256,45 @@ def test_any_bits_make_a_mask_that_survives_json_and_grows_with_its_bits(case, d
         assert set(mask.parameters) < set(larger.parameters)
         assert mask.trained < larger.trained
         assert mask.fingerprint != larger.fingerprint
+
+
+def small_vit(depth: int) -> nn.Module:
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 2, "depth": depth}
+    return build_model("vit_tiny_patch16_224", num_classes=2, options=options)
+
+
+def test_a_mask_can_stand_for_a_space_of_its_own() -> None:
+    model = small_vit(2)
+    one = get_space("tune_attention_blocks_random").mask(model, (0, 1))
+    fixed = get_space("tune_attention_blocks_random:01")
+    assert fixed.n_bits(model) == 0
+    assert fixed.mask(model).parameters == one.parameters
+    assert (fixed.mask(model).trained, fixed.mask(model).total) == (one.trained, one.total)
+    assert (
+        get_space("auto_peft1:1").mask(model).parameters
+        == get_space("auto_peft1").mask(model, (1,) * 6).parameters
+    )
+    with pytest.raises(InputError, match="has 2 bits .* but 3 were given"):
+        get_space("tune_attention_blocks_random:011").mask(model)
+    with pytest.raises(InputError, match="after the colon stand bits like 1011"):
+        get_space("auto_peft1:norms")
+    with pytest.raises(InputError, match="did you mean 'auto_peft1'"):
+        get_space("auto_pef1:1")
+
+
+def test_adapters_of_one_rank_everywhere() -> None:
+    from fairtune.peft import apply_mask
+
+    model = small_vit(2)
+    mask = get_space("lora:8").mask(model)
+    trained = apply_mask(model, mask, seed=0)
+    assert any("lora_A" in name for name in trained)
+    assert mask.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_the_last_blocks_and_what_follows_them() -> None:
+    model = small_vit(4)
+    names = get_space("last_blocks").mask(model).parameters
+    assert {name.split(".")[1] for name in names if name.startswith("blocks.")} == {"2", "3"}
+    assert {"norm.weight", "head.weight"} <= set(names)
+    assert "pos_embed" not in names

@@ -227,3 +227,17 @@ def test_a_device_that_is_not_there() -> None:
         choose_device("cuda:7")
     with pytest.raises(InputError, match="cannot be used here"):
         choose_device("quantum")
+
+
+def test_judging_less_often_changes_nothing_else(
+    train: Split, val: Split, spec: ImageSpec, recipe: Recipe
+) -> None:
+    states, found = [], []
+    for every in (1, 2):
+        model = model_of()
+        changed = recipe.model_copy(update={"epochs": 5, "judge_every": every})
+        result = fine_tune(model, train, val, spec, changed, seed=0, device=CPU)
+        found.append([epoch.number for epoch in result.epochs])
+        states.append(model.state_dict())
+    assert found == [[1, 2, 3, 4, 5], [2, 4, 5]]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
