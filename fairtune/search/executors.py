@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import tempfile
 import threading
@@ -217,6 +218,8 @@ def spark_session(master: str | None, parallelism: int, *, gpu: bool = False) ->
             f"workers of {master} cannot write to the tracking store {mlflow.get_tracking_uri()}: "
             "start `mlflow server` and set MLFLOW_TRACKING_URI"
         )
+    if master.startswith("spark://") and not _answers(master):
+        raise InputError(f"Spark master {master} does not answer: start it, or mend the address")
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName("fairtune").master(master)
     for key, value in _settings(local, gpu).items():
@@ -230,6 +233,15 @@ def spark_session(master: str | None, parallelism: int, *, gpu: bool = False) ->
         raise InputError(f"Spark master {master} cannot be used: {reason}") from None
     session.sparkContext.setLogLevel("ERROR")
     return session
+
+
+def _answers(master: str) -> bool:
+    """Say whether one of a standalone cluster's masters takes connections: Spark tries for a minute."""
+    for address in master.removeprefix("spark://").split(","):
+        host, _, port = address.rpartition(":")
+        with suppress(OSError, ValueError), socket.create_connection((host, int(port)), timeout=5):
+            return True
+    return False
 
 
 def _settings(local: bool, gpu: bool) -> dict[str, str]:
