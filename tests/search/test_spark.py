@@ -178,13 +178,13 @@ def test_a_cluster_survives_the_loss_of_a_worker(
     killed: list[str] = []
     killer = threading.Thread(target=_kill_a_worker_in_mid_trial, args=(killed,), daemon=True)
     killer.start()
-    config = tiny_config(search__trials=6, search__spark_master=cluster, train__epochs=40, **CONFIG)
+    config = tiny_config(search__trials=6, search__spark_master=cluster, train__epochs=20, **CONFIG)
     outcome = search(config, source, StopRequest())
     assert killed
     assert_whole(outcome.run_id, 6)
     repeated = [r for r in children(outcome.run_id, "trial") if "fairtune.repeated" in r.data.tags]
     assert len(repeated) <= 2
-    assert all(run.data.metrics["epochs"] == 40 for run in children(outcome.run_id, "trial"))
+    assert all(run.data.metrics["epochs"] == 20 for run in children(outcome.run_id, "trial"))
 
 
 def test_a_cluster_cannot_write_to_a_file(store: str) -> None:
