@@ -184,7 +184,7 @@ def test_an_artifact_name_does_not_leave_its_folder(
     assert not Path("/etc/escaped.txt").exists()
     source = tmp_path / "a.txt"
     source.write_text("x")
-    if "%" not in name:
+    if ".." in name or name.startswith("/"):
         with pytest.raises(MlflowException, match="Invalid"):
             client.log_text(run.info.run_id, "x", name)
         with pytest.raises(MlflowException, match="Invalid"):
