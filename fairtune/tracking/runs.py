@@ -30,6 +30,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from fairtune.errors import FairtuneError, InputError, without_password
+from fairtune.tracking.experiments import experiment_id, mark_training
 from fairtune.tracking.signals import signals_held
 from fairtune.tracking.stores import prepare_store
 
@@ -175,25 +176,6 @@ def split_metrics(split: str, report: FairnessReport) -> dict[str, float]:
     return {f"{split}/{name}": value for name, value in report.to_dict().items()}
 
 
-def experiment_id(name: str) -> str:
-    """Return the experiment that `mlflow run` gave, else the one of this name, made if need be."""
-    given = os.environ.get("MLFLOW_EXPERIMENT_ID")
-    if given:
-        return given
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", name)
-    client = _client(mlflow.get_tracking_uri())
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    try:
-        return str(client.create_experiment(name))
-    except MlflowException:  # another process made it in between
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise
-        return str(found.experiment_id)
-
-
 @contextmanager
 def open_run(
     kind: str, name: str, *, experiment: str, resume: str | None = None
@@ -321,6 +303,7 @@ def _start(kind: str, name: str, experiment: str, resume: str | None) -> RunLog:
         return log
     if given:
         log = existing_run(given)
+        mark_training(log.client, log.experiment_id)
         log.log(tags={KIND: kind})
         log.client.update_run(given, name=name)
         return log
