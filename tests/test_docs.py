@@ -138,6 +138,7 @@ def check_command(words: list[str], where: str) -> None:
     """What a line names must exist: command, options, entry point, make target."""
     while words and re.fullmatch(r"[A-Za-z_]+=.*", words[0]):
         words = words[1:]
+    words = list(itertools.takewhile(lambda word: word not in ("|", ">", "&&", ";"), words))
     if words[:1] == ["fairtune"]:
         parse(words[1:], where)
     elif words[:2] == ["mlflow", "run"]:
@@ -154,7 +155,7 @@ def parse(words: list[str], where: str) -> None:
     command: Any = main
     while words and hasattr(command, "commands") and words[0] in command.commands:
         command, words = command.commands[words[0]], words[1:]
-    assert command is not main or words[:1] in (["--help"], ["--version"]), f"{where}: {words}"
+    assert command is not main or words[:1] in ([], ["--help"]), f"{where}: {words}"
     if not {"--help", "--version"} & set(words) and command is not main:
         numbers = ["1" if PLACEHOLDERS.fullmatch(word) else word for word in words]
         command.make_context(str(command.name), numbers)
