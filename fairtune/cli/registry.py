@@ -46,7 +46,14 @@ def register(run_id: str, name: str, alias: str, source: str) -> None:
 @command
 @option("--name", required=True, help="Name of the registered model.")
 @option("--version", default="", help="The candidate.")
-@option("--rollback", is_flag=True, help="Make the previous champion the champion again.")
+@option(
+    "--rollback",
+    is_flag=False,
+    flag_value="true",
+    default=False,
+    type=bool,
+    help="Make the previous champion the champion again.",
+)
 @option(
     "--worst-group-margin",
     default=0.01,
