@@ -8,6 +8,7 @@ commands, options, entry points and make targets that it names must exist.
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import re
@@ -95,9 +96,7 @@ def place(mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_the_code_of_a_page_runs(
-    page: Path, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_code_of_a_page_runs(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType(f"page_{page.stem.replace('-', '_')}")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where pydantic looks for names
     run_id = ""
@@ -191,3 +190,18 @@ def test_links_between_pages_lead_somewhere() -> None:
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
         for target in re.findall(r"\]\((?!https?://|#|mailto:)([^)#]+)", text):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_the_errors_of_the_faq_are_what_the_package_says() -> None:
+    text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    said = [
+        node.value
+        for path in (ROOT / "fairtune").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    messages = re.findall(r"\*\*`([^`]+)`\*\*", text)
+    assert len(messages) > 12
+    for message in messages:
+        for part in filter(None, (part.strip() for part in message.split("..."))):
+            assert any(part in constant for constant in said), f"nothing says {part!r}"
