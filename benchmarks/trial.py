@@ -86,10 +86,11 @@ def real(folder: Path, source: str, wanted: dict[str, int]) -> Any:
         for split, n in wanted.items()
     ]
     table = pd.concat(parts)
+    names = [f"jpeg/{Path(reference.split('::')[-1]).name}" for reference in table["image"]]
     with ImageReader(manifest.root) as reader:
-        for reference in table["image"]:
-            (folder / "jpeg" / Path(reference).name).write_bytes(reader.raw(reference))
-    return table.assign(image=[f"jpeg/{Path(reference).name}" for reference in table["image"]])
+        for name, reference in zip(names, table["image"], strict=True):
+            (folder / name).write_bytes(reader.raw(reference))
+    return table.assign(image=names)
 
 
 def generated(folder: Path, wanted: dict[str, int]) -> Any:

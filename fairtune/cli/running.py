@@ -88,6 +88,7 @@ def search(
 @option("--bits", default="", help="Mask bits of the configured space, as runs show them.")
 @FOLDS
 @DRY_RUN
+@option("--profile", is_flag=True, help="Show where the time goes; leave a trace in the run.")
 def finetune(
     config_path: str,
     overrides: tuple[str, ...],
@@ -96,6 +97,7 @@ def finetune(
     bits: str,
     folds: int,
     dry_run: bool,
+    profile: bool,
 ) -> None:
     """Fine-tune once under one mask, judged on validation.
 
@@ -113,7 +115,15 @@ def finetune(
     if config.data.folds:
         return cross_test(config, source, "finetune", bits=parse_bits(bits))
     with handle_signals() as stop:
-        run_id, mask, metrics = fine_tune_once(config, source or None, parse_bits(bits), stop)
+        run_id, mask, metrics = fine_tune_once(
+            config, source or None, parse_bits(bits), stop, profile=profile
+        )
+    if profile:
+        from fairtune.search.trial import PROFILE
+        from fairtune.tracking.runs import existing_run
+
+        click.echo(existing_run(run_id).read_text(PROFILE))
+        click.echo("trace          profile/trace.json.gz in the run's artifacts: ui.perfetto.dev")
     print_result({"run_id": run_id, "mask": mask.text or mask.space, "metrics": metrics})
 
 

@@ -168,8 +168,8 @@ def run_trial(
             "train/loss": epoch.loss,
             "train/learning_rate": epoch.learning_rate,
             "train/images_per_second": epoch.images_per_second,
-            "train/step_seconds": epoch.seconds / epoch.steps,
-            "val/seconds": epoch.validation_seconds,
+            "step_seconds": epoch.seconds / epoch.steps,
+            "validation_seconds": epoch.validation_seconds,
         }
         if pruner is not None and epoch.number in rungs:
             worth = -objective.loss(value)

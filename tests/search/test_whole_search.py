@@ -36,7 +36,8 @@ KNOWN = [f"auto_peft1:{bits}" for bits in ("111111", "000000", "100100", "010010
 
 def figures(runs: list[Run]) -> list[tuple[str | None, dict[str, str]]]:
     """Names and metrics, NaN too, without what depends on the clock."""
-    clock = ("seconds", "train/images_per_second")
+    clock = {"seconds", "step_seconds", "validation_seconds", "train/images_per_second"}
+    clock.add("peak_memory_bytes")
     return [
         (run.info.run_name, {k: repr(v) for k, v in run.data.metrics.items() if k not in clock})
         for run in runs
