@@ -34,5 +34,6 @@ html_theme_options = {
     "show_toc_level": 2,
     "footer_start": ["copyright"],
     "footer_end": [],
+    "navbar_center": [],  # the sidebar has it all
 }
-html_sidebars = {"index": [], "**": ["sidebar-nav-bs"]}
+html_sidebars = {"**": ["globaltoc.html"]}
