@@ -46,8 +46,7 @@ class Resampler:
         device: torch.device,
     ) -> None:
         self.images, self.size, self.device = images, size, device
-        scale = 1 / (255 * torch.tensor(std, dtype=torch.float32))
-        offset = -torch.tensor(mean, dtype=torch.float32) / torch.tensor(std, dtype=torch.float32)
+        scale, offset = normalisation(mean, std)
         # One row of pixels, (size * 3,): the processor's vectors then run along the row.
         self.scale, self.offset = (t.repeat(size).to(device) for t in (scale, offset))
         self._free: list[npt.NDArray[np.float32]] = []
@@ -90,9 +89,7 @@ class Resampler:
         size = self.size
         for place, row, (top, left, height, width), flip in samples:
             crop = self.images[row : row + 1, top : top + height, left : left + width]
-            resized = torch.nn.functional.interpolate(
-                crop.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True
-            )
+            resized = resized_pixels(crop, size)
             if flip:
                 resized = resized.flip(3)
             pixels = resized[0].permute(1, 2, 0).reshape(size, size * 3)
@@ -135,6 +132,21 @@ class Resampler:
         whole = torch.matmul(across[:, None], half)  # (B, 1, size, W) @ (B, size, W, 3)
         flat = whole.view(n, self.size, self.size * 3)
         return torch.addcmul(self.offset, flat, self.scale).view_as(whole)
+
+
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return (3,) `scale` and `offset`: ``(x / 255 - mean) / std`` is ``x * scale + offset``."""
+    scale = 1 / (255 * torch.tensor(std, dtype=torch.float32))
+    offset = -torch.tensor(mean, dtype=torch.float32) / torch.tensor(std, dtype=torch.float32)
+    return scale, offset
+
+
+def resized_pixels(images: Tensor, size: int) -> Tensor:
+    """Resize (B, H, W, 3) uint8 on a CPU to (B, 3, size, size) uint8, bilinear with antialiasing."""
+    resized: Tensor = torch.nn.functional.interpolate(
+        images.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True
+    )
+    return resized
 
 
 def filter_matrix(start: Tensor, length: Tensor, extent: int, size: int) -> Tensor:

@@ -299,6 +299,7 @@ def register_version(
         architecture=config.model.architecture,
         options=config.model.options,
         image_size=workspace.spec.size,
+        store_size=config.data.store_size,
         mean=workspace.spec.mean,
         std=workspace.spec.std,
         classes=workspace.manifest.classes,

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from fairtune.data.images import FORMATS, ImageError, load_image
+from fairtune.data.resampling import normalisation, resized_pixels
 from fairtune.serving.batching import Images, MicroBatcher, Scores
 from fairtune.serving.spec import ServingSpec, load_exported
 
@@ -70,8 +71,8 @@ class Predictor:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = model.eval().to(self.device)
         shape = (1, -1, 1, 1)
-        self._mean = torch.tensor(spec.mean, dtype=torch.float32, device=self.device).view(shape)
-        self._std = torch.tensor(spec.std, dtype=torch.float32, device=self.device).view(shape)
+        scale, offset = normalisation(spec.mean, spec.std)
+        self._scale, self._offset = (t.view(shape).to(self.device) for t in (scale, offset))
         self._batcher = MicroBatcher(self.scores, spec.max_batch)
 
     @classmethod
@@ -90,7 +91,7 @@ class Predictor:
 
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
             batch = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
-            logits = self._model((batch.float() / 255.0 - self._mean) / self._std)  # (N, C)
+            logits = self._model(torch.addcmul(self._offset, batch, self._scale))  # (N, C)
             result: Scores = torch.softmax(logits.float(), dim=1).cpu().numpy()
         return result
 
@@ -104,13 +105,24 @@ class Predictor:
         data = decode_base64(value, self.spec.max_image_bytes)
         check_header(data, self.spec.max_pixels)
         try:
-            return load_image(data, self.spec.image_size)
+            return self._resized(load_image(data, self.spec.store_size or self.spec.image_size))
         except ImageError as error:
             told = f"image {error.reason}" if error.reason.startswith(HARMLESS) else NOT_AN_IMAGE
             raise RowError(told) from None
         except Exception:
             logger.debug("an image could not be decoded", exc_info=True)
             raise RowError(NOT_AN_IMAGE) from None
+
+    def _resized(self, pixels: Images) -> Images:
+        """Resize stored pixels (T, T, 3) to the model's (S, S, 3) by the very step of training."""
+        import torch
+
+        size = self.spec.image_size
+        if pixels.shape[0] == size:
+            return pixels
+        resized = resized_pixels(torch.from_numpy(np.array(pixels))[None], size)
+        result: Images = resized[0].permute(1, 2, 0).numpy()
+        return result
 
     def submit(self, rows: Sequence[object]) -> list[Future[Scores] | str]:
         """Decode rows and queue them; a row is a future of its scores (1, C), or its error."""

@@ -36,7 +36,10 @@ class ServingSpec:
     architecture : str
         Name that `fairtune.peft.models.build_model` knows.
     image_size : int
-        Side of the square the image is resized to, in pixels.
+        Side of the square the model sees, in pixels.
+    store_size : int or None
+        Side of the stored images that the model was trained from, when it is another: an image is
+        resized to it first, so that the model sees the pixels that it saw in training.
     mean, std : tuple of float
         Per channel normalisation of images scaled to [0, 1].
     classes : tuple of str
@@ -63,6 +66,7 @@ class ServingSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...]
+    store_size: int | None = None
     threshold: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     max_rows: int = 256
@@ -78,6 +82,8 @@ class ServingSpec:
             raise InputError(f"classes must be two or more different names, got {self.classes!r}")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"threshold must be within [0, 1], got {self.threshold}")
+        if self.store_size is not None and self.store_size < 1:
+            raise InputError(f"store_size must be at least 1, got {self.store_size}")
         for key in ("image_size", "max_rows", "max_image_bytes", "max_pixels", "max_batch"):
             if getattr(self, key) < 1:
                 raise InputError(f"{key} must be at least 1, got {getattr(self, key)}")

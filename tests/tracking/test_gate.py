@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import shutil
 import time
 from pathlib import Path
 
@@ -20,20 +19,8 @@ from fairtune.tracking.gate import GateLimits, decisions, promote, rollback
 NAME = "moles"
 
 
-@pytest.fixture(scope="module")
-def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def store(fresh_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    shutil.copyfile(fresh_store, tmp_path / "mlflow.db")
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
+def store(mlflow_store: str, tmp_path: Path) -> MlflowClient:
     client = MlflowClient()
     client.create_experiment("e", (tmp_path / "artifacts").as_uri())
     client.create_registered_model(NAME)
