@@ -33,6 +33,7 @@ from fairtune.errors import FairtuneError, InputError, without_password
 from fairtune.tracking.experiments import experiment_id, mark_training
 from fairtune.tracking.signals import signals_held
 from fairtune.tracking.stores import prepare_store
+from fairtune.tracking.system import system_metrics
 
 if TYPE_CHECKING:
     from fairtune.fairness import FairnessReport
@@ -198,7 +199,8 @@ def open_run(
             log = _start(kind, name, experiment, resume)
         with _closing(log, kind):
             held.close()  # a request to stop that came meanwhile takes effect here
-            yield log
+            with system_metrics(log.tracking_uri, log.run_id):
+                yield log
 
 
 _OUTER: ContextVar[Mapping[str, str]] = ContextVar("outer", default=MappingProxyType({}))
