@@ -9,7 +9,7 @@ from fairtune.errors import InputError
 
 
 @command
-@option("--run-id", required=True, help="A search, trial or fine-tune.")
+@option("--run-id", required=True, help="A search, trial, fine-tune or comparison.")
 @option("--output", default="", help="Folder for report.html and figures/, beside the run.")
 def report(run_id: str, output: str) -> None:
     """Write the report of a run: one HTML file, also an artifact that the tracking UI shows.

@@ -8,26 +8,27 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jinja2
-from markupsafe import Markup
 from tqdm import tqdm
 
 from fairtune.report import sections
 from fairtune.report.answer import SPLIT_WORDS, answer
+from fairtune.report.comparison import comparison_page
 from fairtune.report.description import describe
+from fairtune.report.environment import environment
 from fairtune.report.examples import example_tables
 from fairtune.report.gate import decision_tables
 from fairtune.report.group_figures import gap_drawing, group_drawings
 from fairtune.report.mask_figure import mask_drawing
 from fairtune.report.search_figures import search_drawings
 from fairtune.report.story import Story, read_story
-from fairtune.report.style import COLOURS, Drawing, inline_svg, look, save
+from fairtune.report.style import COLOURS, Drawing, look, save
+from fairtune.tracking.runs import KIND, RunLog, existing_run
 
 logger = logging.getLogger(__name__)
 
-TEMPLATES = Path(__file__).with_name("templates")
 FILE = "report.html"
 FIGURES = "figures"
+COMPARISON = "compare"
 
 
 def write_report(run_id: str, folder: str | Path | None = None, *, n_resamples: int = 2000) -> Path:
@@ -36,7 +37,8 @@ def write_report(run_id: str, folder: str | Path | None = None, *, n_resamples: 
     Parameters
     ----------
     run_id
-        A search, fine-tune, trial or final run; of a search that was cut off the trials are shown.
+        A search, fine-tune, trial, final run or comparison; of a search that was cut off the trials
+        are shown.
     folder
         Where to write ``report.html`` and ``figures/`` as well; None keeps them in the run alone.
     n_resamples
@@ -52,6 +54,9 @@ def write_report(run_id: str, folder: str | Path | None = None, *, n_resamples: 
     InputError
         No such run, a run of another kind, or one that has no result yet.
     """
+    log = existing_run(run_id)
+    if log.data().data.tags.get(KIND) == COMPARISON:
+        return _write_comparison(log, folder)
     story = read_story(run_id, n_resamples=n_resamples)
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(folder) if folder is not None else Path(scratch)
@@ -67,6 +72,18 @@ def write_report(run_id: str, folder: str | Path | None = None, *, n_resamples: 
     if folder is not None:
         return target / FILE
     return Path(story.log.client.download_artifacts(run_id, FILE))
+
+
+def _write_comparison(log: RunLog, folder: str | Path | None) -> Path:
+    """Write the page of a comparison; its figures lie in the run already."""
+    text = comparison_page(log)
+    log.text(FILE, text)
+    if folder is None:
+        return Path(log.client.download_artifacts(log.run_id, FILE))
+    path = Path(folder) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def draw(story: Story) -> dict[str, Drawing]:
@@ -89,39 +106,35 @@ def _drawings(story: Story) -> Iterator[Drawing]:
 
 def render(story: Story, drawings: dict[str, Drawing]) -> str:
     """Return the page. Names from the data are escaped; no script, no address of another host."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["svg"] = lambda drawing: Markup(inline_svg(drawing))
     own_versions, versions = sections.versions(story)
-    return environment.get_template("report.html").render(
-        story=story,
-        title=story.run.info.run_name or story.run.info.run_id,
-        date=time.strftime("%Y-%m-%d", time.gmtime()),
-        split=SPLIT_WORDS.get(story.split, ""),
-        answer=answer(story),
-        tables=sections.group_tables(story),
-        class_names=sections.class_names(story),
-        comparison=sections.comparison_rows(story),
-        counts=sections.counts(story),
-        examples=example_tables(story),
-        decisions=decision_tables(story),
-        undefined=sections.undefined(story),
-        excluded=list(sections.excluded(story)),
-        command=sections.command(story),
-        origins=sections.origins(story),
-        versions=versions,
-        own_versions=own_versions,
-        trials=sections.trial_rows(story),
-        group_figures=[d for d in drawings.values() if d.name.startswith(GROUP_PREFIXES)],
-        gap=drawings.get("generalisation-gap"),
-        mask=drawings.get("mask"),
-        search_figures=[drawings[name] for name in SEARCH_NAMES if name in drawings],
-        colours=COLOURS,
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            story=story,
+            title=story.run.info.run_name or story.run.info.run_id,
+            date=time.strftime("%Y-%m-%d", time.gmtime()),
+            split=SPLIT_WORDS.get(story.split, ""),
+            answer=answer(story),
+            tables=sections.group_tables(story),
+            class_names=sections.class_names(story),
+            comparison=sections.comparison_rows(story),
+            counts=sections.counts(story),
+            examples=example_tables(story),
+            decisions=decision_tables(story),
+            undefined=sections.undefined(story),
+            excluded=list(sections.excluded(story)),
+            command=sections.command(story),
+            origins=sections.origins(story),
+            versions=versions,
+            own_versions=own_versions,
+            trials=sections.trial_rows(story),
+            group_figures=[d for d in drawings.values() if d.name.startswith(GROUP_PREFIXES)],
+            gap=drawings.get("generalisation-gap"),
+            mask=drawings.get("mask"),
+            search_figures=[drawings[name] for name in SEARCH_NAMES if name in drawings],
+            colours=COLOURS,
+        )
     )
 
 

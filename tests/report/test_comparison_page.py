@@ -1,0 +1,74 @@
+"""The page of a comparison, from the tables and figures that its run holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from mlflow import MlflowClient
+from PIL import Image
+from report.pages import Page
+
+from fairtune.report import write_report
+from fairtune.tracking.runs import open_run
+
+ROWS = pd.DataFrame(
+    {
+        "task": ["skin"] * 2 + ["eyes <b>"],
+        "method": ["full", "searched", "full"],
+        "n": [3, 3, 3],
+        "worst group": ["0.700 ± 0.010", "0.730 ± 0.020", "0.900"],
+        "trains": ["100%", "12%", "100%"],
+    }
+)
+CLAIM = {
+    "task": "skin",
+    "metric": "worst_group_auroc",
+    "method": "searched",
+    "reference": "full",
+    "mean": 0.03,
+    "n": 3,
+    "low": -0.01,
+    "high": 0.07,
+    "patient_low": -0.02,
+    "patient_high": 0.08,
+    "p": 0.21,
+    "patient_p": float("nan"),
+    "verdict": "not decided",
+}
+
+
+def test_a_comparison_has_a_page(mlflow_store: str, tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "critical-difference.png")
+    with open_run("compare", "compare mine", experiment="fairtune") as log:
+        log.text("table.csv", ROWS.to_csv(index=False))
+        log.text("claim.csv", pd.DataFrame([CLAIM]).to_csv(index=False))
+        log.text("comparison.yaml", "name: mine")
+        log.file(tmp_path / "critical-difference.png", "figures")
+    path = write_report(log.run_id, tmp_path / "out")
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.problems == []
+    assert len(page.ids) == len(set(page.ids))
+    assert not page.all("script")
+    assert not page.all("b")
+    assert "On skin, 2 methods were compared over 3 seeds." in page.text
+    assert "searched has a higher worst-group AUROC" in page.text
+    assert "is not decided" in page.text
+    assert "On eyes <b>, 1 methods" not in page.text
+    assert "0.730 ± 0.020" in page.text
+    assert "-0.010 to +0.070 -0.020 to +0.080 0.210" in page.text
+    (image,) = page.all("img")
+    assert str(image["alt"]).startswith("Critical difference")
+    assert str(image["src"]).startswith("data:image/png;base64,")
+    files = {file.path for file in MlflowClient().list_artifacts(log.run_id)}
+    assert "report.html" in files
+
+
+def test_without_a_claim_the_tables_stand(mlflow_store: str, tmp_path: Path) -> None:
+    with open_run("compare", "compare mine", experiment="fairtune") as log:
+        log.text("table.csv", ROWS.to_csv(index=False))
+        log.text("claim.csv", "\n")
+    page = Page(write_report(log.run_id).read_text(encoding="utf-8"))
+    assert page.problems == []
+    assert "Differences that were asked about" not in page.text
