@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
+from fairtune.comparison.methods import Method
 from fairtune.comparison.output import write_results
 from fairtune.comparison.results import collect
 from fairtune.comparison.settings import Comparison, parse_comparison
@@ -88,7 +89,8 @@ def compare(
         todo = unfinished(before, comparison)
     for task in dict.fromkeys(unit.task.name for unit in todo):  # before any run is opened
         unit = next(unit for unit in todo if unit.task.name == task)
-        config = comparison.unit_config(unit.task, unit.method, unit.seed, unit.fold)
+        # As the task is, whatever the first method makes of it.
+        config = comparison.unit_config(unit.task, Method(name="data"), unit.seed, unit.fold)
         open_workspace(config, unit.task.source or source)
     first = parse_config(comparison.tasks[0].config, "configuration")
     executor = make_executor(first.search, device=first.device)

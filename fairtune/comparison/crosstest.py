@@ -115,7 +115,7 @@ def check_same(log: RunLog, config: Config, command: Command) -> None:
 def _fold(log: RunLog, config: Config, fold: int, run_fold: RunFold) -> str:
     """Run a fold, or go on with it, unless it is done."""
     before = log.children(f"tags.`{FOLD}` = '{fold}'")
-    done = [run.info.run_id for run in before if run.info.status == "FINISHED"]
+    done: list[str] = [run.info.run_id for run in before if run.info.status == "FINISHED"]
     if done and "test/auroc" in log.sibling(done[-1]).data().data.metrics:
         return done[-1]
     logger.info("fold %d of %s", fold + 1, config.data.folds)

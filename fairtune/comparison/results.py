@@ -145,9 +145,10 @@ def _with_choices(
         if not how.best_of or models.empty:
             continue
         among = models[models["method"].isin(comparison.choices(how))]
-        fit = among.groupby("task")["method"].nunique()  # some fit no model of this kind
+        # Some fit no model of this kind, and are nowhere.
+        fit = {str(task): rows["method"].nunique() for task, rows in among.groupby("task")}
         for (task, _), rows in among.groupby(["task", "seed"]):
-            if len(rows) < fit[task]:
+            if len(rows) < fit[str(task)]:
                 continue  # a choice among fewer would be another method
             loss = get_objective(objectives[str(task)]).loss
             best = rows.to_dict("records")[int(rows["val/objective"].map(loss).argmin())]

@@ -11,7 +11,6 @@ import pandas as pd
 import scikit_posthocs
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from fairtune.fairness.resampling import Resampled, multiplicities
 from fairtune.tracking.predictions import groups_of, probabilities_of
@@ -175,10 +174,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Holm (1979), "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of
     Statistics 6.
     """
-    values = np.asarray(p_values, float)
+    values = np.array(p_values, float)
     defined = ~np.isnan(values)
-    if defined.any():
-        values[defined] = multipletests(values[defined], method="holm")[1]
+    sizes = np.arange(int(defined.sum()), 0, -1)
+    order = np.flatnonzero(defined)[np.argsort(values[defined], kind="stable")]
+    values[order] = np.minimum(np.maximum.accumulate(sizes * values[order]), 1)
     return [float(value) for value in values]
 
 

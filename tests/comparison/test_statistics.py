@@ -51,6 +51,12 @@ def test_holm_by_hand() -> None:
     assert all(math.isnan(p) for p in holm([math.nan]))
 
 
+def test_holm_is_that_of_statsmodels() -> None:
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    p = np.random.default_rng(0).beta(0.3, 2, 40)
+    assert holm(list(p)) == pytest.approx(multitest.multipletests(p, method="holm")[1])
+
+
 # Four classifiers on fourteen data sets: Demšar (2006), table 6.
 DEMSAR = pd.DataFrame(
     {

@@ -493,8 +493,8 @@ def test_one_group_is_not_pruned() -> None:
 def test_codes_are_folded_into_the_classifier() -> None:
     model = Linear()
     tactic = make_strategy("odr", {"width": 6}).start(task_of(model, [0, 1, 0], [0, 1, 1]))
-    codes, features = tactic._parts, torch.randn(5, 4)
-    expected = codes["reader"](codes["target_mean"](features))
+    features = torch.randn(5, 4)
+    expected = tactic._reader(tactic._encoders["target_mean"](features))
     model.load_state_dict(tactic.kept(1))
     assert torch.allclose(model(features), expected, atol=1e-6)
 
@@ -504,8 +504,8 @@ def test_codes_diverge_from_orthogonal_priors_as_gaussians_do() -> None:
     assert float(tactic._priors["target"] @ tactic._priors["group"]) == 0
     features = torch.randn(5, 4)
     for name in ("target", "group"):
-        mean = tactic._parts[f"{name}_mean"](features)
-        deviation = (tactic._parts[f"{name}_scale"](features) / 2).exp()
+        mean = tactic._encoders[f"{name}_mean"](features)
+        deviation = (tactic._encoders[f"{name}_scale"](features) / 2).exp()
         theirs = torch.distributions.kl_divergence(
             torch.distributions.Normal(mean, deviation),
             torch.distributions.Normal(tactic._priors[name], 1.0),
@@ -524,6 +524,6 @@ def test_the_entropy_of_odr_trains_the_codes_and_not_their_reader() -> None:
         tactic = make_strategy("odr", {"entropy_weight": weight}).start(task)
         tactic.loss(batch, PLAIN).backward()
         reader = torch.cat([p.grad.flatten() for p in tactic._group_reader.parameters()])
-        found.append((reader, tactic._parts["target_mean"].weight.grad))
+        found.append((reader, tactic._encoders["target_mean"].weight.grad))
     assert torch.allclose(found[0][0], found[1][0])
     assert not torch.allclose(found[0][1], found[1][1])

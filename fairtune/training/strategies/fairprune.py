@@ -64,10 +64,9 @@ class FairPruneTactic(Tactic):
         n_pruned = int(self._options.share * len(score))
         pruned = torch.zeros(len(score), dtype=torch.bool)
         pruned[score.argsort(stable=True)[:n_pruned]] = True
-        found = {}
-        for (name, weight), flags in zip(
-            weights.items(), pruned.split([w.numel() for w in weights.values()]), strict=True
-        ):
+        found, start = {}, 0
+        for name, weight in weights.items():
+            flags, start = pruned[start : start + weight.numel()], start + weight.numel()
             gone = flags.view(weight.shape).to(weight.device)
             found[name] = weight.detach().masked_fill(gone, 0.0)
         return found

@@ -67,22 +67,20 @@ class ODRTactic(Tactic):
         n_in, width = classifier(task.model).in_features, options.width
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(named_seed(task.seed, "codes"))
-            parts = {
-                name: nn.Linear(n_in, width)
-                for name in ("target_mean", "target_scale", "group_mean", "group_scale")
-            }
-            parts["reader"] = nn.Linear(width, task.n_classes, bias=self._has_bias)
-        self._parts = nn.ModuleDict(parts).to(task.device)
+            names = ("target_mean", "target_scale", "group_mean", "group_scale")
+            self._encoders = {name: nn.Linear(n_in, width).to(task.device) for name in names}
+            self._reader = nn.Linear(width, task.n_classes, bias=self._has_bias).to(task.device)
         self._group_reader = perceptron(task, width, options.hidden, task.n_groups)
-        self.auxiliary: nn.Module = nn.ModuleList([self._parts, self._group_reader])
+        own_networks = [*self._encoders.values(), self._reader, self._group_reader]
+        self.auxiliary: nn.Module = nn.ModuleList(own_networks)
         self._noise = torch.Generator().manual_seed(named_seed(task.seed, "noise"))
         first = (torch.arange(width, device=task.device) < width // 2).float()
         self._priors = {"target": 1 - first, "group": first}  # orthogonal
 
     def _code(self, name: str, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return a draw of a code (B, width), and its divergence from its prior."""
-        mean = self._parts[f"{name}_mean"](features)
-        log_variance = self._parts[f"{name}_scale"](features)
+        mean: Tensor = self._encoders[f"{name}_mean"](features)
+        log_variance: Tensor = self._encoders[f"{name}_scale"](features)
         noise = torch.randn(mean.shape, generator=self._noise).to(mean.device)
         apart = (mean - self._priors[name]).square()
         divergence: Tensor = (log_variance.exp() + apart - 1 - log_variance).sum(1).mean() / 2
@@ -94,17 +92,18 @@ class ODRTactic(Tactic):
         assert batch.features is not None
         target, target_prior = self._code("target", batch.features)
         group, group_prior = self._code("group", batch.features)
-        loss: Tensor = criterion(self._parts["reader"](target), batch.labels)
+        loss: Tensor = criterion(self._reader(target), batch.labels)
         loss = loss + nn.functional.cross_entropy(self._group_reader(group), batch.groups)
         held = {name: p.detach() for name, p in self._group_reader.named_parameters()}
         logs = functional_call(self._group_reader, held, (target,)).log_softmax(1)
         from_uniform = -logs.mean(1).mean() - torch.tensor(float(self._n_groups)).log()
         priors = self._options.prior_weight * (target_prior + group_prior)
-        return loss + self._options.entropy_weight * from_uniform + priors
+        loss = loss + self._options.entropy_weight * from_uniform + priors
+        return loss
 
     def kept(self, epoch: int) -> dict[str, Tensor]:
         """Return the classifier that reads the mean of the target code from the features."""
-        encoder, reader = self._parts["target_mean"], self._parts["reader"]
+        encoder, reader = self._encoders["target_mean"], self._reader
         found = {f"{self._prefix}.weight": (reader.weight @ encoder.weight).detach()}
         if self._has_bias:
             bias = reader.weight @ encoder.bias + reader.bias
