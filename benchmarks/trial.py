@@ -30,7 +30,8 @@ LOWEST = 0.01  # the schedule's end, as a share of its start
 LOOPS = ("plain loop", "fairtune, first", "fairtune, again")
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
+    """Return the options of a trial."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", default="", help="the download of HAM10000; else generated")
     parser.add_argument("--architecture", default="vit_tiny_patch16_224")
@@ -42,13 +43,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2, help="of the plain loop's DataLoader")
-    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--device", default="auto")
+    return parser
+
+
+def main() -> None:
+    parser = arguments()
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--prepare-only", metavar="FOLDER", help="leave files and table there")
-    parser.add_argument(
-        "--child", nargs=3, metavar=("LOOP", "SEED", "FOLDER"), help=argparse.SUPPRESS
-    )
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         loop, seed, folder = options.child
@@ -61,14 +65,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_files(folder, options)
-        rows = [one(loop, s, folder) for s in range(options.seeds) for loop in LOOPS]
+        given = sys.argv[1:]
+        rows = [one(loop, s, folder, given) for s in range(options.seeds) for loop in LOOPS]
     show(rows, options)
 
 
-def make_files(folder: Path, options: argparse.Namespace) -> None:
+def make_files(folder: Path, options: argparse.Namespace, *, test: int = 0) -> None:
     """Write the JPEG files and their table."""
     (folder / "jpeg").mkdir(parents=True)
-    wanted = {"train": options.images, "val": options.val_images}
+    wanted = {"train": options.images, "val": options.val_images, "test": test}
     table = real(folder, options.source, wanted) if options.source else generated(folder, wanted)
     table.to_csv(folder / "table.csv", index=False)
 
@@ -110,13 +115,12 @@ def generated(folder: Path, wanted: dict[str, int]) -> Any:
     return pd.DataFrame(rows, columns=["image", "label", "patient", "split", "age_group"])
 
 
-def one(loop: str, seed: int, folder: Path) -> dict[str, Any]:
+def one(loop: str, seed: int, folder: Path, given: list[str]) -> dict[str, Any]:
     """Run one loop in a process of its own, timed from before its start to after its end."""
-    arguments = [a for a in sys.argv[1:] if a != "--child"]
     if loop == LOOPS[1]:  # no decoded images yet
         os.environ["FAIRTUNE_CACHE"] = str(folder / f"cache-{seed}")
     started = time.perf_counter()
-    command = [sys.executable, "-m", "benchmarks.trial", *arguments]
+    command = [sys.executable, "-m", "benchmarks.trial", *given]
     done = subprocess.run(
         [*command, "--child", loop, str(seed), str(folder)], stdout=subprocess.PIPE, check=True
     )
@@ -128,40 +132,32 @@ def one(loop: str, seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def workspace(folder: Path, seed: int, options: argparse.Namespace) -> Any:
-    """Open what both loops share: the table, the base model, and a mask with half of its bits."""
+def configuration(options: argparse.Namespace, **search: Any) -> Any:
+    """Return the configuration of both loops."""
     from fairtune.config import parse_config
-    from fairtune.workspace import open_workspace
 
-    columns = {"image", "label", "patient", "split"}
-    return open_workspace(
-        parse_config(
-            {
-                "seed": SEED,
-                "device": options.device,
-                "data": {
-                    "name": "folder",
-                    "options": {
-                        "table": "table.csv",
-                        "attributes": ["age_group"],
-                        **{f"{c}_column": c for c in sorted(columns)},
-                    },
-                    "attributes": ["age_group"],
-                    "image_size": options.size,
-                    "store_size": options.size * 8 // 7,
-                },
-                "model": {"architecture": options.architecture, "weights": options.weights},
-                "train": {
-                    "epochs": options.epochs,
-                    "batch_size": options.batch,
-                    "learning_rate": options.learning_rate,
-                    "warmup": 0.0,
-                },
-                "search": {"space": options.space},
+    columns = {f"{name}_column": name for name in ("image", "label", "patient", "split")}
+    return parse_config(
+        {
+            "seed": SEED,
+            "device": options.device,
+            "data": {
+                "name": "folder",
+                "options": {"table": "table.csv", "attributes": ["age_group"], **columns},
+                "attributes": ["age_group"],
+                "image_size": options.size,
+                "store_size": options.size * 8 // 7,
             },
-            "benchmark",
-        ),
-        str(folder),
+            "model": {"architecture": options.architecture, "weights": options.weights},
+            "train": {
+                "epochs": options.epochs,
+                "batch_size": options.batch,
+                "learning_rate": options.learning_rate,
+                "warmup": 0.0,
+            },
+            "search": {"space": options.space, **search},
+        },
+        "benchmark",
     )
 
 
@@ -190,8 +186,9 @@ def ours(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]
     """Fine-tune with fairtune."""
     start = time.perf_counter()
     from fairtune.training import fine_tune
+    from fairtune.workspace import open_workspace
 
-    space = workspace(folder, seed, options)
+    space = open_workspace(configuration(options), str(folder))
     model = space.model(half(space.space, space.base.model, seed), seed)
     train, val = space.split("train"), space.split("val")
     begun = time.perf_counter() - start
