@@ -167,7 +167,7 @@ def run(words: list[str], run_id: str, where: str) -> str:
     if words[0] in TRAINS and "--help" not in words:
         config = words[words.index("--config") + 1] if "--config" in words else "configs/demo.yaml"
         short = SHORT + (FEWER if load_config(config).data.name == "synthetic" else "")
-        words += ["--overrides", short]
+        words += [word for key in short.split() for word in ("-o", key)]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, f"{where}: {shlex.join(words)}\n{result.stderr[-2000:]}"
     last = result.stdout.splitlines()[-1]

@@ -30,7 +30,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from fairtune.errors import FairtuneError, InputError, without_password
-from fairtune.tracking.experiments import experiment_id, mark_training
+from fairtune.tracking.experiments import experiment_id
 from fairtune.tracking.signals import signals_held
 from fairtune.tracking.stores import prepare_store
 from fairtune.tracking.system import system_metrics
@@ -305,7 +305,6 @@ def _start(kind: str, name: str, experiment: str, resume: str | None) -> RunLog:
         return log
     if given:
         log = existing_run(given)
-        mark_training(log.client, log.experiment_id)
         log.log(tags={KIND: kind})
         log.client.update_run(given, name=name)
         return log

@@ -15,12 +15,10 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from mlflow import MlflowClient
 
 from fairtune.errors import InputError, without_password
 from fairtune.fairness import evaluate
 from fairtune.interrupt import InterruptedSearchError, handle_signals
-from fairtune.tracking.experiments import TRAINING, experiment_id
 from fairtune.tracking.runs import (
     RunLog,
     existing_run,
@@ -228,13 +226,3 @@ def test_a_sigterm_that_is_dropped_is_remembered() -> None:
             Finalised()
         with pytest.raises(InterruptedSearchError, match="SIGTERM"):
             stop.check()
-
-
-def test_the_tracking_ui_is_told_that_models_are_trained() -> None:
-    client = MlflowClient()
-    identifier = experiment_id("mine")
-    assert client.get_experiment(identifier).tags["mlflow.experimentKind"] == TRAINING
-    chosen = client.create_experiment("other", tags={"mlflow.experimentKind": "genai_development"})
-    assert experiment_id("other") == chosen
-    kept = client.get_experiment(chosen).tags["mlflow.experimentKind"]
-    assert kept == "genai_development"
