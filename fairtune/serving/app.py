@@ -38,6 +38,14 @@ WRONG_TYPE = "Content-Type must be application/json"
 CRASHED = "internal error"
 
 
+class MethodError(RequestError):
+    """The path is there, for other methods: `allow` lists them, as RFC 9110 wants."""
+
+    def __init__(self, allow: str) -> None:
+        super().__init__(405, f"use {allow}")
+        self.allow = allow
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """Limits of a server; sizes in bytes, times in seconds.
@@ -88,26 +96,28 @@ class App:
             return
         if scope["type"] != "http":
             raise RuntimeError(f"no {scope['type']} here")
+        allow = ""
         try:
             status, body = 200, await self._route(scope, receive)
         except RequestError as error:
             status, body = error.status, _error(error.status, str(error))
+            allow = error.allow if isinstance(error, MethodError) else ""
         except Exception:
             logger.exception("a request failed")
             status, body = 500, _error(500, CRASHED)
         unread = status in (408, 413, 503)
-        await _respond(send, status, body, receive if unread else None)
+        await _respond(send, status, body, receive if unread else None, allow)
 
     async def _route(self, scope: Scope, receive: Receive) -> bytes:
         path, method = scope["path"], scope["method"]
         if path in self._pages or path == "/stats":
             if method not in ("GET", "HEAD"):
-                raise RequestError(405, "use GET")
+                raise MethodError("GET, HEAD")
             return self._pages.get(path) or json.dumps(self.predictor.stats()).encode()
         if path != "/invocations":
             raise RequestError(404, "use POST /invocations, or GET " + ", ".join(self._pages))
         if method != "POST":
-            raise RequestError(405, "use POST")
+            raise MethodError("POST")
         return await self._invocations(scope, receive)
 
     async def _invocations(self, scope: Scope, receive: Receive) -> bytes:
@@ -199,7 +209,9 @@ def _error(status: int, message: str) -> bytes:
     return json.dumps({"error_code": codes.get(status, "BAD_REQUEST"), "message": message}).encode()
 
 
-async def _respond(send: Send, status: int, body: bytes, unread: Receive | None = None) -> None:
+async def _respond(
+    send: Send, status: int, body: bytes, unread: Receive | None = None, allow: str = ""
+) -> None:
     """Send an answer; with `unread`, to a client that has not been heard out, and then hang up.
 
     A connection closed on a client that is still sending is reset, and the client may never see the
@@ -211,6 +223,7 @@ async def _respond(send: Send, status: int, body: bytes, unread: Receive | None 
         (b"x-content-type-options", b"nosniff"),
         (b"cache-control", b"no-store"),
         *([(b"connection", b"close")] if unread else []),
+        *([(b"allow", allow.encode())] if allow else []),
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": unread is not None})

@@ -28,7 +28,12 @@ def _invocations(spec: ServingSpec, body_limit: int) -> Schema:
     split = {
         "type": "object",
         "properties": {
-            "columns": {"const": [IMAGE_COLUMN]},
+            "columns": {
+                "type": "array",
+                "items": {"enum": [IMAGE_COLUMN]},
+                "minItems": 1,
+                "maxItems": 1,
+            },
             "data": {
                 "type": "array",
                 "maxItems": spec.max_rows,
@@ -38,15 +43,19 @@ def _invocations(spec: ServingSpec, body_limit: int) -> Schema:
         "required": ["columns", "data"],
     }
     shapes = {"dataframe_split": split, "dataframe_records": records, "inputs": records}
-    one_of = [
-        {"type": "object", "properties": {key: shape}, "required": [key]}
+    shapes_of_body = [
+        {
+            "type": "object",
+            "properties": {key: shape},
+            "required": [key],
+        }
         for key, shape in shapes.items()
     ]
     operation = _operation(_predictions(spec))
     operation["description"] = f"At most {body_limit} bytes and {spec.max_rows} images a request."
     operation["requestBody"] = {
         "required": True,
-        "content": {"application/json": {"schema": {"oneOf": one_of}}},
+        "content": {"application/json": {"schema": {"anyOf": shapes_of_body}}},
     }
     for status in ("400", "408", "413", "415", "503", "504"):
         operation["responses"][status] = {"description": "an object with `message`"}
