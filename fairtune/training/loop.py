@@ -152,7 +152,8 @@ class _FineTune:
     def train_epoch(self, number: int) -> _Trained:
         """Train one epoch, the `number`th."""
         set_train_mode(self.model)
-        started, waiting, total, seen = time.perf_counter(), 0.0, 0.0, 0
+        started, waiting, seen = time.perf_counter(), 0.0, 0
+        total = torch.zeros((), device=self.device)  # read once: a GPU is not waited for every step
         order = named_seed(self.seed, "epoch", number)
         batches = self._batches(order, self.tactic.row_weights(number))
         steps = 0
@@ -166,7 +167,7 @@ class _FineTune:
             steps += 1
             self.updates += 1
             asked = time.perf_counter()
-        loss = total / seen
+        loss = float(total) / seen
         if not np.isfinite(loss):
             raise DivergedError(
                 f"the training loss became {loss} in epoch {number}: lower the learning rate"

@@ -49,8 +49,8 @@ class Stepper:
         # loss nothing is known, so it sees the batch as a whole.
         self._adds_up = type(tactic).loss is Tactic.loss
 
-    def __call__(self, x: Tensor, y: Tensor, groups: Tensor | None) -> float:
-        """Take one step; returns the loss of the batch before it."""
+    def __call__(self, x: Tensor, y: Tensor, groups: Tensor | None) -> Tensor:
+        """Take one step; returns the loss of the batch before it, which a GPU may still compute."""
         self.tactic.before_step(self.optimizer)
         loss = self.tactic.gradients(lambda: self._fitting(x, y, groups), self.parameters)
         if self.clip_gradient is not None:
@@ -60,7 +60,7 @@ class Stepper:
         self.tactic.after_step()
         return loss
 
-    def _fitting(self, x: Tensor, y: Tensor, groups: Tensor | None) -> float:
+    def _fitting(self, x: Tensor, y: Tensor, groups: Tensor | None) -> Tensor:
         """Add the batch's gradients; halve the micro-batches when memory runs out."""
         while True:
             try:
@@ -85,9 +85,9 @@ class Stepper:
             logits = self.model(x)
         return logits.float(), self.tap.take() if self.tap is not None else None
 
-    def _summed(self, x: Tensor, y: Tensor) -> float:
+    def _summed(self, x: Tensor, y: Tensor) -> Tensor:
         """Add up the gradients of the recipe's mean loss, part by part."""
-        total = 0.0
+        total = x.new_zeros(())
         whole = self._weight(y)
         sizes = part_sizes(len(y), self.micro_batch_size)
         for part, target in zip(torch.split(x, sizes), torch.split(y, sizes), strict=True):
@@ -97,20 +97,20 @@ class Stepper:
             share = 1.0 if len(target) == len(y) else self._weight(target) / whole
             loss = self.tactic.loss(Batch(logits, target), self.criterion) * share
             torch.autograd.backward(loss)
-            total += float(loss.detach())
+            total += loss.detach()
         return total
 
-    def _weight(self, y: Tensor) -> float:
+    def _weight(self, y: Tensor) -> Tensor:
         weight = self.criterion.weight
-        return float(len(y)) if weight is None else float(weight[y].sum())
+        return torch.tensor(float(len(y))) if weight is None else weight[y].sum()
 
-    def _whole(self, x: Tensor, y: Tensor, groups: Tensor | None) -> float:
+    def _whole(self, x: Tensor, y: Tensor, groups: Tensor | None) -> Tensor:
         logits, features = self._forward(x)
         loss = self.tactic.loss(Batch(logits, y, groups, features), self.criterion)
         torch.autograd.backward(loss)
-        return float(loss.detach())
+        return loss.detach()
 
-    def _cached(self, x: Tensor, y: Tensor, groups: Tensor | None) -> float:
+    def _cached(self, x: Tensor, y: Tensor, groups: Tensor | None) -> Tensor:
         """Compute the gradients of a loss that needs the whole batch, in micro-batches.
 
         Gradient caching (Gao et al. 2021, arXiv:2101.06983): a pass without gradients gives all
@@ -143,7 +143,7 @@ class Stepper:
             ]
             if pairs:
                 torch.autograd.backward([p[0] for p in pairs], [p[1] for p in pairs])
-        return float(loss.detach())
+        return loss.detach()
 
 
 def part_sizes(n: int, most: int) -> list[int]:

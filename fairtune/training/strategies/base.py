@@ -133,7 +133,9 @@ class Tactic:
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Act before a step, with the schedule's learning rate already set."""
 
-    def gradients(self, compute: Callable[[], float], parameters: Sequence[nn.Parameter]) -> float:
+    def gradients(
+        self, compute: Callable[[], Tensor], parameters: Sequence[nn.Parameter]
+    ) -> Tensor:
         """Leave in ``.grad`` what the optimiser shall follow; return the loss.
 
         Parameters

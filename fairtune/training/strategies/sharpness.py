@@ -78,7 +78,9 @@ class SharpnessTactic(Tactic):
         share = min(max(share, 0.0), 1.0)
         self.radius = self._rho_min + (self._rho - self._rho_min) * share
 
-    def gradients(self, compute: Callable[[], float], parameters: Sequence[nn.Parameter]) -> float:
+    def gradients(
+        self, compute: Callable[[], Tensor], parameters: Sequence[nn.Parameter]
+    ) -> Tensor:
         """Leave the gradient at the perturbed weights; return the loss at the weights."""
         loss = compute()
         moved = [p for p in parameters if p.grad is not None]
