@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,15 +17,13 @@ from mlflow.entities import Run
 
 import fairtune.comparison.unit as unit_module
 from fairtune.cli import main
-from fairtune.comparison.compare import NothingRanError, compare, settings_of
-from fairtune.comparison.methods import known_methods, method
-from fairtune.comparison.settings import load_comparison
-from fairtune.comparison.unit import units
+from fairtune.comparison.compare import NothingRanError, check_same, compare, settings_of
+from fairtune.comparison.unit import UnitRunner, units
 from fairtune.errors import InputError
 from fairtune.interrupt import InterruptedSearchError, StopRequest
 from fairtune.tracking.predictions import read_predictions
 from fairtune.tracking.runs import RunLog, existing_run
-from fairtune.training import STRATEGIES, DivergedError
+from fairtune.training import DivergedError
 
 RANDOM = {"name": "random", "size_of": "searched+group_dro"}
 STAGES = {"name": "stages", "space": "stages_norm_conv"}
@@ -238,24 +237,26 @@ def test_folds_test_every_image_once(mlflow_store: str, source: str, tmp_path: P
     assert "AUROC, fold mean" in outcome.table
 
 
-def test_other_settings_are_refused(mlflow_store: str, source: str) -> None:
-    outcome = compare(
-        comparison_of(["full", "linear"], seeds=[1], candidate="full"), source, StopRequest()
-    )
-    log = existing_run(outcome.run_id)
-    assert settings_of(log) == comparison_of(["full", "linear"], seeds=[1], candidate="full")
+def test_other_settings_are_refused(whole: tuple[str, RunLog]) -> None:
+    _, log = whole
+    same = comparison_of(METHODS, candidate="searched+group_dro")
+    assert settings_of(log) == same
+    check_same(log, same)
     with pytest.raises(InputError, match="started with other settings"):
-        compare(
-            comparison_of(["full", "linear"], candidate="full"),
-            source,
-            StopRequest(),
-            resume=log.run_id,
-        )
-    unit = nested(log.run_id)["full", "1"].info.run_id
+        check_same(log, same.model_copy(update={"trials": 2}))
+    unit = log.sibling(log.children()[0].info.run_id)
     with pytest.raises(InputError, match="is no comparison"):
-        compare(
-            comparison_of(["full", "linear"], candidate="full"), source, StopRequest(), resume=unit
-        )
+        check_same(unit, same)
+
+
+def test_a_unit_can_run_in_a_worker(whole: tuple[str, RunLog]) -> None:
+    """What an executor elsewhere is given survives pickling, and finds what is done."""
+    _, log = whole
+    comparison = settings_of(log)
+    job = (UnitRunner(comparison, None, log, StopRequest()), units(comparison)[0])
+    runner, unit = pickle.loads(pickle.dumps(job))
+    assert runner(unit) == "FINISHED"
+    assert len(log.children()) == 8  # none is run again
 
 
 def test_the_command_stops_by_the_clock_and_goes_on(
@@ -297,53 +298,3 @@ def test_wrong_usage_is_one_line(
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("methods", "more", "message"),
-    [
-        ("[full, serched]", "", "unknown method 'serched'; did you mean 'searched'?"),
-        ("[full, full]", "", "a name comes twice"),
-        ("[full, linear]", "", "candidate: no method 'searched' in full, linear"),
-        ("[full, searched]", "references: [norms]", "references: no method 'norms'"),
-        ("[full, random]", "candidate: full", "method random: no method 'searched'"),
-        ("[full, {name: x, space: nope}]", "", "unknown space 'nope'"),
-        ("[full, {name: x, strategy: nope}]", "", "unknown strategy 'nope'"),
-        ("[full, {name: x, space: fullft, size_of: full}]", "", "exclude each other"),
-        ("[full, searched]", "seed: 3", "seed"),
-    ],
-)
-def test_wrong_settings_are_one_line(
-    methods: str, more: str, message: str, tiny_file: Callable[..., Path]
-) -> None:
-    with pytest.raises(InputError) as told:
-        load_comparison(tiny_file(methods, more))
-    assert message in str(told.value)
-    assert "\n" not in str(told.value)
-
-
-def test_every_strategy_is_a_method_and_every_method_has_a_configuration() -> None:
-    known = known_methods()
-    assert set(STRATEGIES) - {"erm"} <= set(known)
-    comparison = comparison_of([*known, "searched+swad", "norms+sam"])
-    for how in comparison.trained:
-        config = comparison.unit_config(comparison.tasks[0], how, 7)
-        assert config.seed == 7
-        assert config.search.trials == 1
-        assert config.train.strategy == how.strategy
-    assert method("searched+swad").space is None
-    assert comparison.trained[-1].name == "random"  # its mask hangs on another's
-
-
-SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_comparison_loads_and_opens_with_its_command(path: Path) -> None:
-    comparison = load_comparison(path)
-    assert comparison.name == path.stem
-    assert (
-        f"fairtune compare --config configs/compare/{path.name}" in path.read_text().splitlines()[0]
-    )
-    assert "searched" in {how.name for how in comparison.methods}
-    assert min(comparison.seeds) >= 2000  # of seeds that nobody tuned on: docs/evidence.md
