@@ -51,7 +51,8 @@ def critical_difference(ranks: Ranking) -> Drawing:
         crossbar_props={"color": INK, "marker": None},
         color_palette=dict.fromkeys(ranks.ranks.index, INK),
     )
-    axes.set_title(f"{ranks.n_blocks} blocks, critical difference {ranks.critical_difference:.2f}")
+    title = f"{ranks.n_blocks} blocks, critical difference {ranks.critical_difference:.2f}"
+    axes.set_title(title, pad=20)
     said = ", ".join(f"{name} {value:.2f}" for name, value in ranks.ranks.items())
     return Drawing(
         name="critical-difference",
@@ -66,7 +67,7 @@ def critical_difference(ranks: Ranking) -> Drawing:
 def trade_off(task: str, models: pd.DataFrame, intervals: pd.DataFrame) -> Drawing:
     """Draw overall against worst-group AUROC on test, with intervals over patients."""
     names = list(dict.fromkeys(models["method"]))
-    figure, axes = new_figure(6.4, 4.8)
+    figure, axes = new_figure(6.4, 4.4 + 0.13 * len(names))
     bounds = intervals.set_index(["method", "metric"])
     said = []
     for index, name in enumerate(names):
@@ -77,21 +78,16 @@ def trade_off(task: str, models: pd.DataFrame, intervals: pd.DataFrame) -> Drawi
             y["estimate"],
             xerr=[[x["estimate"] - x["low"]], [x["high"] - x["estimate"]]],
             yerr=[[y["estimate"] - y["low"]], [y["high"] - y["estimate"]]],
+            label=name,
             linestyle="none",
             elinewidth=0.6,
             markersize=6,
             **style,
         )
-        axes.annotate(
-            name,
-            (x["estimate"], y["estimate"]),
-            xytext=(4, 4),
-            textcoords="offset points",
-            fontsize=8,
-        )
         said.append(f"{name} {x['estimate']:.3f}, {y['estimate']:.3f}")
     axes.set(xlabel="AUROC, test", ylabel="worst-group AUROC, test")
     axes.set_title(f"{task}, {models['seed'].nunique()} seeds")
+    legend_below(axes, ncols=3)
     return Drawing(
         name=f"trade-off-{slug(task)}",
         title=f"Overall and worst-group AUROC: {task}",
