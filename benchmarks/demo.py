@@ -13,10 +13,13 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 SPLITS = ("train", "val", "test")
 MODELS = ("full fine-tuning", "linear probe", "searched mask")
+METRICS = {"worst_group_auroc": "worst group", "auroc_gap": "gap"}
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 
@@ -39,7 +42,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     for model in MODELS:
         mine = rows[rows["model"] == model]
         row: dict[str, object] = {"model": model, "n": len(mine)}
-        for metric, title in (("worst_group_auroc", "worst group"), ("auroc_gap", "gap")):
+        for metric, title in METRICS.items():
             for split in SPLITS:
                 values = mine[f"{split}/{metric}"]
                 row[f"{split} {title}"] = f"{values.mean():.3f} ± {values.sem():.3f}"
@@ -63,6 +66,32 @@ def differences(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
+def draw(rows: pd.DataFrame, path: Path) -> None:
+    """Draw worst-group AUROC and AUROC gap from train to test, mean ± standard error over seeds."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for place, (metric, title) in zip(axes, METRICS.items(), strict=True):
+        for shift, (model, marker) in enumerate(zip(MODELS, "os^", strict=True)):
+            columns = [f"{split}/{metric}" for split in SPLITS]
+            values = rows[rows["model"] == model][columns]
+            at = np.arange(len(SPLITS)) + 0.08 * (shift - 1)
+            place.errorbar(
+                at,
+                values.mean(),
+                values.sem(),
+                marker=marker,
+                capsize=3,
+                linewidth=1.2,
+                label=model,
+            )
+        place.set_xticks(range(len(SPLITS)), ["train", "validation", "test"])
+        place.set_title(f"{title}, {rows['seed'].nunique()} draws", fontsize=10)
+        place.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("AUROC")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
 def main() -> None:
     """Run the seeds that are asked for and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
@@ -70,9 +99,11 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=1000, help="the first seed (default 1000)")
     parser.add_argument("--rows", type=Path, nargs="*", default=[], help="CSV files to add")
     parser.add_argument("--save", type=Path, help="CSV file to write the rows to")
+    parser.add_argument("--figure", type=Path, help="SVG or PNG file to draw them into")
     arguments = parser.parse_args()
     known = [pd.read_csv(path) for path in arguments.rows]
     save = arguments.save and arguments.save.resolve()
+    figure = arguments.figure and arguments.figure.resolve()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
@@ -82,6 +113,8 @@ def main() -> None:
         os.chdir(Path(__file__).parent)
     if save:
         rows.to_csv(save, index=False)
+    if figure:
+        draw(rows, figure)
     print(summary(rows).to_string(index=False))
     print()
     print("\n".join(differences(rows)))
