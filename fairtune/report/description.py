@@ -10,6 +10,8 @@ from fairtune.report.sections import group_tables
 from fairtune.report.story import Story, read_story
 
 NOTE = "mlflow.note.content"
+GAP = "&emsp;"
+"""The tracking UI leaves no space between the columns of a table."""
 
 
 def describe_run(run_id: str, *, n_resamples: int = 2000) -> str:
@@ -52,11 +54,10 @@ def plain(text: object) -> str:
 def _tables(story: Story) -> list[str]:
     found = []
     for table in group_tables(story):
-        head = (
-            f"| {plain(table.attribute)} | n | AUROC ({SPLIT_WORDS[story.split]}, 95%) | to all |"
-        )
+        title = f"AUROC ({SPLIT_WORDS[story.split]}, 95%)"
+        head = f"| {plain(table.attribute)}{GAP} | n{GAP} | {title}{GAP} | to all |"
         rows = [
-            f"| {plain(row.group)} | {row.n:,} | {row.auroc} | {row.difference} |"
+            f"| {plain(row.group)}{GAP} | {row.n:,}{GAP} | {row.auroc}{GAP} | {row.difference} |"
             for row in table.rows
         ]
         found.append("\n".join([head, "| --- | ---: | --- | ---: |", *rows]))
