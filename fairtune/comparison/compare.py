@@ -114,7 +114,7 @@ def unfinished(log: RunLog, comparison: Comparison) -> list[Unit]:
     """Return the units that have no model yet; failed ones are tried again."""
     finished = log.children("attributes.status = 'FINISHED'")
     done = {run.data.tags.get(UNIT) for run in finished}
-    return [unit for unit in units(comparison) if unit.key(comparison) not in done]
+    return [unit for unit in units(comparison) if unit.key not in done]
 
 
 def check_same(log: RunLog, comparison: Comparison) -> None:

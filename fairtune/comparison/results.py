@@ -60,7 +60,7 @@ class Results:
 
 def collect(log: RunLog, comparison: Comparison) -> Results:
     """Read everything that the comparison's runs have, of the settings as they are now."""
-    wanted = {unit.key(comparison): unit for unit in units(comparison)}
+    wanted = {unit.key for unit in units(comparison)}
     runs = [run for run in log.children() if run.data.tags.get(UNIT) in wanted]
     status = pd.DataFrame([_status(run) for run in runs], columns=[*_STATUS])
     finished: dict[Key, list[Run]] = {}

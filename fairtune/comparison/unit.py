@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from mlflow.entities import Run
@@ -51,10 +51,13 @@ class Unit:
     seed: int
     fold: int | None
 
-    def key(self, comparison: Comparison) -> str:
-        """Return the hash of all that the unit's figures depend on."""
-        config = comparison.unit_config(self.task, self.method, self.seed, self.fold)
-        what = [self.task.name, self.method.model_dump(mode="json"), config.to_yaml()]
+    @property
+    def key(self) -> str:
+        """Return a hash that names the unit within its comparison, whose settings never change.
+
+        The configuration is not part of it: a later release, with more keys in it, finds it again.
+        """
+        what = [self.task.name, self.method.name, self.seed, self.fold]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
     @property
@@ -63,14 +66,15 @@ class Unit:
         fold = "" if self.fold is None else f" fold-{self.fold}"
         return f"{self.task.name} {self.method.name} seed-{self.seed}{fold}"
 
-    def tags(self, comparison: Comparison) -> dict[str, object]:
+    @property
+    def tags(self) -> dict[str, object]:
         """Return the tags by which its run is found."""
         return {
             TASK: self.task.name,
             METHOD: self.method.name,
             SEED: self.seed,
             **({} if self.fold is None else {FOLD: self.fold}),
-            UNIT: self.key(comparison),
+            UNIT: self.key,
         }
 
 
@@ -119,10 +123,9 @@ class UnitRunner:
 
     def _open(self, unit: Unit) -> tuple[RunLog, bool]:
         """Find the unit's run, or open it; the second value says whether it is finished."""
-        tags = unit.tags(self.comparison)
-        runs = self.parent.children(f"tags.`{UNIT}` = '{tags[UNIT]}'")
+        runs = self.parent.children(f"tags.`{UNIT}` = '{unit.key}'")
         if not runs:
-            return self.parent.child(unit.title, KIND, tags=tags), False
+            return self.parent.child(unit.title, KIND, tags=unit.tags), False
         log = self.parent.sibling(runs[-1].info.run_id)
         if runs[-1].info.status == "FINISHED":
             return log, True
@@ -180,15 +183,14 @@ class UnitRunner:
         return Config.model_validate(raw)
 
     def _run_of(self, unit: Unit) -> Run:
-        fold = "" if unit.fold is None else f" and tags.`{FOLD}` = '{unit.fold}'"
-        found = self.parent.children(
-            f"tags.`{METHOD}` = '{unit.method.size_of}' and tags.`{TASK}` = '{unit.task.name}' "
-            f"and tags.`{SEED}` = '{unit.seed}' and attributes.status = 'FINISHED'{fold}"
-        )
+        """Find the run of the unit whose mask gives the size."""
+        other = next(m for m in self.comparison.methods if m.name == unit.method.size_of)
+        key = replace(unit, method=other).key
+        where = f"tags.`{UNIT}` = '{key}' and attributes.status = 'FINISHED'"
+        found = self.parent.children(where)
         if not found:
             raise NoMaskError(
-                f"{unit.method.name} takes the size of {unit.method.size_of}, which has no model "
-                "for this seed"
+                f"{unit.method.name} takes the size of {other.name}, which has no model for this seed"
             )
         return found[-1]
 
