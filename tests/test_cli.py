@@ -148,7 +148,8 @@ def test_the_version() -> None:
         (["promote", "--name", "x"], "--version N or --rollback"),
         (["predict", "--model", "m", "no-such.png"], "no image file no-such.png"),
         (["register", "--name", "x"], "Missing option '--run-id'"),
-        (["report"], "Missing"),
+        (["report"], "Missing argument 'RUN_ID'"),
+        (["report", "one", "--run-id", "other"], "give RUN_ID once"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(

@@ -9,15 +9,22 @@ from fairtune.errors import InputError
 
 
 @command
-@option("--run-id", required=True, help="A search, trial, fine-tune or comparison.")
+@click.argument("run", metavar="RUN_ID", default="")
+@option("--run-id", default="", help="The same, as MLproject passes it.")
 @option("--output", default="", help="Folder for report.html and figures/, beside the run.")
-def report(run_id: str, output: str) -> None:
+def report(run: str, run_id: str, output: str) -> None:
     """Write the report of a run: one HTML file, also an artifact that the tracking UI shows.
+
+    Of a search, a trial, a fine-tune or a comparison; of a fine-tune that was evaluated it is about
+    the test split, and of a promoted model it tells the gate's decision.
 
     \b
     Example:
-      fairtune report --run-id RUN_ID --output report
+      fairtune report RUN_ID --output report
     """
+    if bool(run) == bool(run_id):
+        raise click.UsageError("Missing argument 'RUN_ID'" if not run else "give RUN_ID once")
+    run_id = run or run_id
     from fairtune.report import write_report
 
     path = write_report(run_id, output or None)

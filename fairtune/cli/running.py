@@ -78,7 +78,7 @@ def search(
         write_report(outcome.run_id)
     except Exception:  # a picture that fails must not hide the result of a finished search
         logging.getLogger("fairtune").exception("the report could not be written")
-    click.echo(f"report         fairtune report --run-id {outcome.run_id} --output report")
+    click.echo(f"report         fairtune report {outcome.run_id} --output report")
     click.echo("see the runs   mlflow ui")
     print_result(outcome.summary())
 
