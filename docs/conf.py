@@ -16,7 +16,8 @@ extensions = [
 ]
 exclude_patterns = ["_build", "generated/*.rst.bak"]
 myst_heading_anchors = 3
-nb_execution_mode = "force"
+# tests/test_notebook.py runs the notebook; `-D nb_execution_mode=force` shows its output as well.
+nb_execution_mode = "off"
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_output_stderr = "remove"
