@@ -44,7 +44,7 @@ SHORT = (
     "device=cpu train.epochs=1 train.precision=fp32 search.trials=2 search.final.candidates=1 "
     "search.final.seeds=1 search.final.resamples=20 search.pruning.rule=none"
 )
-FEWER = " data.options.n_patients=400 register.name=null"  # for the demo, which draws its own
+FEWER = " data.options.n_patients=250 register.name=null"  # for the demo, which draws its own
 PLACEHOLDERS = re.compile(r"\b[A-Z][A-Z_]{1,}\b")
 
 
