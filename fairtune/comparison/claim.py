@@ -78,24 +78,28 @@ def _verdict(claimed: list[int], overall: list[int]) -> str:
 
 
 def _shown(rows: pd.DataFrame) -> pd.DataFrame:
-    def interval(row: pd.Series, prefix: str) -> str:
-        return f"[{row[f'{prefix}low']:+.4f}, {row[f'{prefix}high']:+.4f}]"
-
     return pd.DataFrame(
         [
             {
                 "test figure": row["metric"],
                 "against": row["reference"],
-                "difference": f"{row['mean']:+.4f}",
+                "difference": _text(row["mean"], "+.4f"),
                 "n": row["n"],
-                "95 % over seeds": interval(row, ""),
-                "95 % over patients": interval(row, "patient_"),
-                "p, seeds (Holm)": f"{row['p']:.3f}" if row["p"] == row["p"] else "-",
-                "p, patients (Holm)": f"{row['patient_p']:.3f}"
-                if row["patient_p"] == row["patient_p"]
-                else "-",
-                "d": f"{row['effect']:+.2f}",
+                "95 % over seeds": _interval(row["low"], row["high"]),
+                "95 % over patients": _interval(row["patient_low"], row["patient_high"]),
+                "p, seeds (Holm)": _text(row["p"], ".3f"),
+                "p, patients (Holm)": _text(row["patient_p"], ".3f"),
+                "d": _text(row["effect"], "+.2f"),
             }
             for _, row in rows.iterrows()
         ]
     )
+
+
+def _text(value: float, form: str) -> str:
+    """Write a number; a dash where it is not defined."""
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def _interval(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"[{low:+.4f}, {high:+.4f}]"

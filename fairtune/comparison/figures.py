@@ -86,7 +86,7 @@ def trade_off(task: str, models: pd.DataFrame, intervals: pd.DataFrame) -> Drawi
         )
         said.append(f"{name} {x['estimate']:.3f}, {y['estimate']:.3f}")
     axes.set(xlabel="AUROC, test", ylabel="worst-group AUROC, test")
-    axes.set_title(f"{task}, {models['seed'].nunique()} seeds")
+    axes.set_title(f"{task} (seeds: {models['seed'].nunique()})")
     legend_below(axes, ncols=3)
     return Drawing(
         name=f"trade-off-{slug(task)}",
@@ -124,7 +124,7 @@ def gaps(task: str, models: pd.DataFrame) -> Drawing:
     axes.set_xticks(where, list(SPLIT_NAMES.values()))
     axes.set(ylabel="AUROC gap between groups")
     axes.set_ylim(bottom=0)
-    axes.set_title(f"{task}, {models['seed'].nunique()} seeds")
+    axes.set_title(f"{task} (seeds: {models['seed'].nunique()})")
     legend_below(axes, ncols=3)
     return Drawing(
         name=f"generalisation-gap-{slug(task)}",
