@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 
@@ -23,7 +24,8 @@ def system_metrics(tracking_uri: str, run_id: str) -> Iterator[None]:
     InputError
         When it is, and psutil, which MLflow asks, is not installed.
     """
-    if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+    switch: Any = MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+    if not switch.get():
         yield
         return
     try:
@@ -32,7 +34,8 @@ def system_metrics(tracking_uri: str, run_id: str) -> Iterator[None]:
         raise InputError(
             "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is set, but psutil is not there: pip install psutil"
         ) from None
-    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=tracking_uri)
+    start: Any = SystemMetricsMonitor
+    monitor = start(run_id, resume_logging=True, tracking_uri=tracking_uri)
     monitor.start()
     try:
         yield
