@@ -97,6 +97,8 @@ class Decision:
     @property
     def text(self) -> str:
         """Return a headline and the table, for people."""
+        if self.outcome == ROLLED_BACK:
+            return f"{self.name} version {self.version} is the champion again, was {self.champion}"
         against = f"version {self.champion}" if self.champion else "absolute limits"
         head = (
             f"{self.name} version {self.version} {self.outcome}: compared with {against} on "
@@ -191,7 +193,7 @@ def rollback(name: str) -> Decision:
     log = existing_run(str(model_version(client, name, previous).run_id))
     decision = Decision(name, previous, champion, ROLLED_BACK)
     _record(client, log, decision)
-    logger.info("%s: champion is version %s again, was %s", name, previous, champion)
+    logger.info("%s", decision.text)
     return decision
 
 

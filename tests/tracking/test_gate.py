@@ -109,7 +109,7 @@ def test_better_for_the_worst_group_is_promoted_and_rolled_back(
     assert decision.champion == first
     assert alias_version(store, NAME, "champion") == second
     assert alias_version(store, NAME, "previous") == first
-    rollback(NAME)
+    assert rollback(NAME).text == f"{NAME} version {first} is the champion again, was {second}"
     assert alias_version(store, NAME, "champion") == first
     assert alias_version(store, NAME, "previous") == second
     assert tags(store, first)["fairtune.gate"] == "rolled_back"
