@@ -48,11 +48,18 @@ def pooled(log: RunLog, folder: Path) -> list[str]:
 
 
 def test_a_finetune_in_every_fold(mlflow_store: str, source: str, tmp_path: Path) -> None:
-    done = cross_test(config_of(), source, StopRequest(), "finetune")
-    log = existing_run(done.run_id)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(config_of(None).to_yaml())
+    arguments = ["finetune", "--config", str(path), "--source", source, "--folds", "3"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "mean of the folds" in result.stdout
+    said = json.loads(result.stdout.splitlines()[-1])
+    log = existing_run(said["run_id"])
     folds = log.children()
     assert [run.data.tags["fairtune.fold"] for run in folds] == ["0", "1", "2"]
     assert {run.info.status for run in folds} == {"FINISHED"}
+    assert said["fold_runs"] == [run.info.run_id for run in folds]
     assert len(pooled(log, tmp_path)) == 200  # every image is tested, once
     metrics = log.data().data.metrics
     own = [run.data.metrics["test/auroc"] for run in folds]
@@ -88,17 +95,6 @@ def test_a_search_in_every_fold_registers_nothing(mlflow_store: str, source: str
     assert log.client.search_registered_models() == []
     for run_id in done.fold_runs:
         assert "winners_curse" in existing_run(run_id).data().data.metrics
-
-
-def test_the_folds_option(mlflow_store: str, source: str, tmp_path: Path) -> None:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(config_of(None).to_yaml())
-    arguments = ["finetune", "--config", str(path), "--source", source, "--folds", "3"]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
-    said = json.loads(result.stdout.splitlines()[-1])
-    assert len(said["fold_runs"]) == 3
-    assert "mean of the folds" in result.stdout
 
 
 def test_what_cannot_be_crosstested_is_one_line(
