@@ -49,8 +49,7 @@ def comparison_part(name: str, figures: Path) -> str | None:
     parts = [
         log.read_text("table.md").strip(),
         f"Run: {len(done)} of {runs[0]['metrics.units_total']:.0f} units, "
-        f"{done['minutes'].sum() / 60:.1f} hours of one core "
-        f"({done['minutes'].median():.1f} minutes a unit).",
+        f"{done['minutes'].median():.1f} minutes a unit (median, from start to end).",
     ]
     with tempfile.TemporaryDirectory() as folder:
         source = log.download("figures", folder)
