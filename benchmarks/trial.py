@@ -99,7 +99,7 @@ def real(folder: Path, source: str, wanted: dict[str, int]) -> Any:
 
 
 def generated(folder: Path, wanted: dict[str, int]) -> Any:
-    """Write noisy images of 600 by 450 pixels, brighter where the label is 1."""
+    """Write noisy images of 600 by 450 pixels, most of them brighter where the label is 1."""
     import pandas as pd
     from PIL import Image
 
@@ -108,7 +108,8 @@ def generated(folder: Path, wanted: dict[str, int]) -> Any:
     for split, n in wanted.items():
         for i in range(n):
             label, name = int(rng.random() < 0.5), f"jpeg/{split}_{i}.jpg"
-            rough = rng.normal(110 + 40 * label, 40, (45, 60, 3)).clip(0, 255).astype(np.uint8)
+            level = rng.normal(110 + 25 * label, 25)
+            rough = rng.normal(level, 40, (45, 60, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(rough).resize((600, 450), Image.Resampling.BICUBIC).save(folder / name)
             group = ("young", "old")[int(rng.random() < 0.5)]
             rows.append((name, label, f"{split}_{i}", split, group))
