@@ -21,7 +21,7 @@ from fairtune.search.point import Point
 from fairtune.search.runner import ERROR
 from fairtune.search.standings import Candidate, FinalRun, patient_error
 from fairtune.search.study import FinishedTrial
-from fairtune.search.trial import mask_params, mask_tags, run_trial
+from fairtune.search.trial import Trial, mask_params, mask_tags, run_trial
 from fairtune.search.worker import stop_requested, worker_workspace
 from fairtune.seeding import seed as named_seed
 from fairtune.tracking.runs import RunLog, is_store_failure, one_line
@@ -95,45 +95,27 @@ class FinalRunner:
     def __call__(self, job: tuple[Candidate, int]) -> FinalRun:
         """Run one (candidate, seed index)."""
         candidate, index = job
-        workspace = worker_workspace(self.config, self.source)
-        objective = get_objective(self.config.search.objective)
-        mask = workspace.mask(candidate.bits, candidate.space)
         point = Point(candidate.bits, candidate.learning_rate, candidate.extras)
         key = f"{candidate.space}/{point.key}/{index}"
         done = self.parent.children(
             f"tags.`{FINAL_KEY}` = '{key}' and attributes.status = 'FINISHED'"
         )
         if done:
-            metrics = done[0].data.metrics
-            return FinalRun(
-                candidate,
-                index,
-                done[0].info.run_id,
-                metrics["objective"],
-                metrics["val/auroc"],
-                metrics[PATIENT_ERROR],
-            )
-        log = self.parent.child(
-            f"final {candidate.name} seed-{index}",
-            "final",
-            params={
-                **mask_params(mask, candidate.learning_rate, candidate.extras),
-                "seed_index": index,
-            },
-            tags={
-                FINAL_KEY: key,
-                "fairtune.candidate": candidate.name,
-                **mask_tags(mask, workspace),
-            },
-        )
+            found = done[0].data.metrics
+            values = (found["objective"], found["val/auroc"], found[PATIENT_ERROR])
+            return FinalRun(candidate, index, done[0].info.run_id, *values)
+        workspace = worker_workspace(self.config, self.source)
+        mask = workspace.mask(candidate.bits, candidate.space)
+        log = self._open(candidate, index, key, workspace, mask)
+        # By what is fine-tuned, not by rank: a resumed search repeats the same figures.
+        seed = named_seed(self.config.seed, "final", candidate.space, point.key, index)
         try:
             trial = run_trial(
                 workspace,
                 mask,
                 candidate.learning_rate,
-                # By what is fine-tuned, not by rank: a resumed search repeats the same figures.
-                seed=named_seed(self.config.seed, "final", candidate.space, point.key, index),
-                objective=objective,
+                seed=seed,
+                objective=get_objective(self.config.search.objective),
                 log=log,
                 extras=candidate.extras,
                 should_stop=lambda: stop_requested(self.stop, self.parent),
@@ -149,14 +131,32 @@ class FinalRunner:
         if trial.epochs < self.config.train.epochs:
             log.end("KILLED")
             raise InterruptedSearchError("stopped by Ctrl-C")
-        spread = patient_error(
-            workspace.split("val"),
-            trial.probabilities,
-            objective,
-            n_resamples=self.config.search.final.resamples,
-            seed=named_seed(self.config.seed, "final", "patients"),  # the same for all candidates
-        )
+        spread = self._patient_error(workspace, trial)
         log.log(metrics={PATIENT_ERROR: spread})
         log.end()
         auroc = trial.report.headline["auroc"]
         return FinalRun(candidate, index, log.run_id, trial.value, auroc, spread)
+
+    def _open(
+        self, candidate: Candidate, index: int, key: str, workspace: Workspace, mask: Mask
+    ) -> RunLog:
+        params = mask_params(mask, candidate.learning_rate, candidate.extras)
+        return self.parent.child(
+            f"final {candidate.name} seed-{index}",
+            "final",
+            params={**params, "seed_index": index},
+            tags={
+                FINAL_KEY: key,
+                "fairtune.candidate": candidate.name,
+                **mask_tags(mask, workspace),
+            },
+        )
+
+    def _patient_error(self, workspace: Workspace, trial: Trial) -> float:
+        return patient_error(
+            workspace.split("val"),
+            trial.probabilities,
+            get_objective(self.config.search.objective),
+            n_resamples=self.config.search.final.resamples,
+            seed=named_seed(self.config.seed, "final", "patients"),  # the same for all candidates
+        )

@@ -17,7 +17,7 @@ from fairtune.interrupt import InterruptedSearchError, StopRequest
 from fairtune.peft import Mask
 from fairtune.search.point import Point, SearchSpace
 from fairtune.search.pruning import make_pruner
-from fairtune.search.trial import RUNG, Trial, mask_params, mask_tags, run_trial
+from fairtune.search.trial import RUNG, Rungs, Trial, mask_params, mask_tags, run_trial
 from fairtune.search.worker import is_repeated, stop_requested, worker_workspace
 from fairtune.seeding import seed as named_seed
 from fairtune.tracking.runs import RunLog, is_store_failure, one_line
@@ -98,6 +98,12 @@ class TrialRunner:
     ) -> Trial:
         pruning = self.config.search.pruning
         number = int(run.data.tags[NUMBER])
+        pruner = make_pruner(pruning)
+        rungs = None
+        if pruner is not None:
+            rungs = Rungs(
+                pruning.rungs, pruner, lambda rung, worth: self._at_rung(rung, worth, number)
+            )
         return run_trial(
             workspace,
             mask,
@@ -106,9 +112,7 @@ class TrialRunner:
             objective=objective,
             log=log,
             extras=point.extras,
-            pruner=make_pruner(pruning),
-            rungs=pruning.rungs,
-            at_rung=lambda rung, value: self._at_rung(rung, value, number),
+            rungs=rungs,
             should_stop=lambda: stop_requested(self.stop, self.parent),
             keep_model=self.keep_models,
         )

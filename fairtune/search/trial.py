@@ -109,6 +109,50 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
                 setattr(block, branch, DropPath(share) if share else nn.Identity())
 
 
+@dataclass(frozen=True)
+class Rungs:
+    """Where a trial is asked whether it goes on."""
+
+    epochs: tuple[int, ...]
+    pruner: Pruner
+    others: Callable[[int, float], list[float]]
+    """Told an epoch and what this trial is worth there; returns what the other trials were worth."""
+
+    def goes_on(self, epoch: int, worth: float) -> bool:
+        """Ask the pruner; larger is better."""
+        return self.pruner.goes_on(worth, self.others(epoch, worth))
+
+
+@dataclass
+class _Watch:
+    """Judge and log every epoch; say whether the trial goes on."""
+
+    log: RunLog
+    objective: Objective
+    rungs: Rungs | None
+    should_stop: Callable[[], bool]
+    value: float = math.nan
+    pruned: bool = False
+
+    def __call__(self, epoch: Epoch) -> bool:
+        self.value = self.objective.value(epoch.report)
+        metrics = {
+            "objective": self.value,  # first: the tracking UI offers metrics in the order of writing
+            **split_metrics("val", epoch.report),
+            "train/loss": epoch.loss,
+            "train/learning_rate": epoch.learning_rate,
+            "train/images_per_second": epoch.images_per_second,
+            "step_seconds": epoch.seconds / epoch.steps,
+            "validation_seconds": epoch.validation_seconds,
+        }
+        if self.rungs is not None and epoch.number in self.rungs.epochs:
+            worth = -self.objective.loss(self.value)
+            metrics[f"{RUNG}{epoch.number:03d}"] = worth
+            self.pruned = not self.rungs.goes_on(epoch.number, worth)
+        self.log.log(metrics=metrics, step=epoch.number)
+        return not (self.pruned or self.should_stop())
+
+
 def run_trial(
     workspace: Workspace,
     mask: Mask,
@@ -118,9 +162,7 @@ def run_trial(
     objective: Objective,
     log: RunLog,
     extras: Extras = (),
-    pruner: Pruner | None = None,
-    rungs: tuple[int, ...] = (),
-    at_rung: Callable[[int, float], list[float]] = lambda rung, value: [],
+    rungs: Rungs | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     keep_model: bool = True,
     profile: bool = False,
@@ -131,9 +173,8 @@ def run_trial(
     ----------
     extras
         Hyperparameters that take the place of the recipe's, and the rate of stochastic depth.
-    pruner, rungs, at_rung
-        At each epoch count in `rungs` the pruner is asked, given what `at_rung(rung, value)`
-        returns: the oriented values of the other trials at that rung.
+    rungs
+        Where the trial may be pruned.
     should_stop
         Asked after every epoch; True ends the trial after that epoch.
     keep_model
@@ -148,36 +189,13 @@ def run_trial(
     DivergedError
         When the loss is no longer finite.
     """
-    config = workspace.config
     changes = dict(extras)
     drop_path = float(changes.pop(DROP_PATH, 0.0))
-    recipe = config.train.changed({**changes, "learning_rate": learning_rate})
     model = workspace.model(mask, named_seed(seed, "model"))
     if drop_path:
         set_drop_path(model, drop_path)
-    value = math.nan
-    pruned = False
+    watch = _Watch(log, objective, rungs, should_stop)
     reset_peak(workspace.device)
-
-    def on_epoch(epoch: Epoch) -> bool:
-        nonlocal value, pruned
-        value = objective.value(epoch.report)
-        metrics = {
-            "objective": value,  # first: the tracking UI offers metrics in the order of writing
-            **split_metrics("val", epoch.report),
-            "train/loss": epoch.loss,
-            "train/learning_rate": epoch.learning_rate,
-            "train/images_per_second": epoch.images_per_second,
-            "step_seconds": epoch.seconds / epoch.steps,
-            "validation_seconds": epoch.validation_seconds,
-        }
-        if pruner is not None and epoch.number in rungs:
-            worth = -objective.loss(value)
-            metrics[f"{RUNG}{epoch.number:03d}"] = worth
-            pruned = not pruner.goes_on(worth, at_rung(epoch.number, worth))
-        log.log(metrics=metrics, step=epoch.number)
-        return not (pruned or should_stop())
-
     started = time.perf_counter()
     with _profiled(log) if profile else nullcontext() as report_profile:
         result = fine_tune(
@@ -185,33 +203,42 @@ def run_trial(
             workspace.split("train"),
             workspace.split("val"),
             workspace.spec,
-            recipe,
+            workspace.config.train.changed({**changes, "learning_rate": learning_rate}),
             seed=named_seed(seed, "fine-tune"),
             device=workspace.device,
-            on_epoch=on_epoch,
+            on_epoch=watch,
         )
         if report_profile is not None:
             report_profile(result)
     assert result.probabilities is not None
+    trial = Trial(
+        run_id=log.run_id,
+        value=watch.value,
+        report=result.report,
+        probabilities=result.probabilities,
+        epochs=result.epochs[-1].number,
+        stopped_at=result.stopped_at if watch.pruned else None,
+    )
+    _log_facts(log, workspace, result, trial, time.perf_counter() - started)
+    if keep_model:
+        _log_model(log, workspace, model, mask)
+        _log_judgement(log, workspace.split("val"), result.report, result.probabilities)
+    return trial
+
+
+def _log_facts(
+    log: RunLog, workspace: Workspace, result: FineTuneResult, trial: Trial, seconds: float
+) -> None:
+    """Write what the fine-tune took, and that it was pruned if it was."""
     facts: dict[str, float] = {
-        "seconds": time.perf_counter() - started,
-        "epochs": result.epochs[-1].number,
+        "seconds": seconds,
+        "epochs": trial.epochs,
         "micro_batch_size": result.micro_batch_size,
     }
     if (most := peak(workspace.device)) is not None:
         facts["peak_memory_bytes"] = most
-    log.log(metrics=facts, tags={"fairtune.pruned_at": result.stopped_at} if pruned else None)
-    if keep_model:
-        _log_model(log, workspace, model, mask)
-        _log_judgement(log, workspace.split("val"), result.report, result.probabilities)
-    return Trial(
-        run_id=log.run_id,
-        value=value,
-        report=result.report,
-        probabilities=result.probabilities,
-        epochs=result.epochs[-1].number,
-        stopped_at=result.stopped_at if pruned else None,
-    )
+    pruned = trial.stopped_at is not None
+    log.log(metrics=facts, tags={"fairtune.pruned_at": trial.stopped_at} if pruned else None)
 
 
 @contextmanager
