@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
-from test_gate import GOOD, NAME, fresh_store, predictions, store, version  # noqa: F401
+from test_gate import GOOD, NAME, predictions, store, version  # noqa: F401
 
 from fairtune.errors import GateRefusedError, InputError
 from fairtune.fairness import evaluate
