@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mlflow
 import pytest
 import torch
 from search.samples import tiny_config, write_data
 from search.servers import tracking_server
+from stores import mlflow_at
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="no playwright: pip install 'fairtune[dev]'"
@@ -52,14 +52,11 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracked]:
     with (
         pytest.MonkeyPatch.context() as patch,
         tracking_server(f"sqlite:///{folder}/mlflow.db", folder) as url,
+        mlflow_at(url),
     ):
         for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
             patch.delenv(name, raising=False)
-        patch.setenv("MLFLOW_TRACKING_URI", url)
         patch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(url)
-        mlflow.set_registry_uri(url)
         config = tiny_config(
             register={"name": "tiny"},
             train__epochs=1,
@@ -70,8 +67,6 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracked]:
         path = write_report(outcome.run_id, folder / "report", n_resamples=40)
         experiment = existing_run(outcome.run_id).experiment_id
         yield Tracked(url, outcome.run_id, experiment, path)
-        mlflow.set_tracking_uri(before)
-        mlflow.set_registry_uri("")
     torch.set_num_threads(threads)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import mlflow
@@ -14,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from comparison.conftest import comparison_of
 from mlflow.entities import Run
+from stores import mlflow_at
 
 import fairtune.comparison.unit as unit_module
 from fairtune.cli import main
@@ -55,20 +57,16 @@ def whole(
     tmp_path_factory: pytest.TempPathFactory, _empty_store: Path, source: str
 ) -> tuple[str, RunLog]:
     """One comparison without a break, in a store of its own; its table and its run."""
-    import os
     import shutil
 
     folder = tmp_path_factory.mktemp("whole")
     shutil.copy(_empty_store, folder / "mlflow.db")
-    before, here = mlflow.get_tracking_uri(), Path.cwd()
-    os.chdir(folder)
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    outcome = compare(comparison_of(METHODS, candidate="searched+group_dro"), source, StopRequest())
-    assert outcome.complete
-    log = existing_run(outcome.run_id)
-    log.data()
-    mlflow.set_tracking_uri(before)
-    os.chdir(here)
+    methods = comparison_of(METHODS, candidate="searched+group_dro")
+    with chdir(folder), mlflow_at(f"sqlite:///{folder}/mlflow.db"):
+        outcome = compare(methods, source, StopRequest())
+        assert outcome.complete
+        log = existing_run(outcome.run_id)
+        log.data()
     return outcome.table, log
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
 import torch
 from search.samples import tiny_config, write_data
+from stores import mlflow_at
 
 from fairtune.interrupt import StopRequest
 from fairtune.report import write_report
@@ -39,18 +39,13 @@ def real_search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         uri = f"sqlite:///{folder}/mlflow.db"
         patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
             patch.delenv(name, raising=False)
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_registry_uri(uri)
         settings = tiny_config(register={"name": "tiny"})
-        outcome = search(settings, str(write_data(folder)), StopRequest())
-        yield outcome.run_id
-        mlflow.set_tracking_uri(before)
-        mlflow.set_registry_uri("")
+        with mlflow_at(uri):
+            outcome = search(settings, str(write_data(folder)), StopRequest())
+            yield outcome.run_id
     torch.set_num_threads(threads)
 
 

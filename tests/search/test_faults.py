@@ -21,6 +21,7 @@ from search.samples import tiny_config
 from search.servers import end, free_port, wait_for
 from search.test_resume import command, environment
 from search.test_whole_search import ONE_FINAL, Runner, only_search
+from stores import mlflow_at
 
 from fairtune.errors import InputError
 from fairtune.interrupt import StopRequest
@@ -136,14 +137,12 @@ def test_a_fresh_store_is_opened_by_several_processes_at_once(tmp_path: Path) ->
 
 
 def test_a_server_that_does_not_answer_is_one_quick_line(source: str) -> None:
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"http://127.0.0.1:{free_port()}")
     started = time.monotonic()
-    try:
-        with pytest.raises(InputError, match="does not answer"):
-            search(tiny_config(), source, StopRequest())
-    finally:
-        mlflow.set_tracking_uri(before)
+    with (
+        mlflow_at(f"http://127.0.0.1:{free_port()}"),
+        pytest.raises(InputError, match="does not answer"),
+    ):
+        search(tiny_config(), source, StopRequest())
     assert time.monotonic() - started < 60
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from mlflow import MlflowClient
 from search.conftest import children
 from search.samples import tiny_config
 from search.test_whole_search import ONE_FINAL, StopAt, figures, only_search
+from stores import mlflow_at
 
 from fairtune.config import Config
 from fairtune.errors import InputError
@@ -32,27 +34,20 @@ def finished(run_id: str, kind: str) -> list[tuple[str | None, dict[str, str]]]:
 
 @pytest.fixture(scope="module")
 def whole(
-    source: str, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+    source: str, _empty_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, object]:
     """Run the search without a break: what every continued one must equal."""
     import shutil
 
-    import mlflow
-
     folder = tmp_path_factory.mktemp("whole")
-    shutil.copy(empty_store, folder / "mlflow.db")
-    before, here = mlflow.get_tracking_uri(), Path.cwd()
-    os.chdir(folder)
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    outcome = search(CONFIG, source, StopRequest())
-    result = {
-        "trial": finished(outcome.run_id, "trial"),
-        "final": finished(outcome.run_id, "final"),
-        "metrics": outcome.metrics,
-    }
-    mlflow.set_tracking_uri(before)
-    os.chdir(here)
-    return result
+    shutil.copy(_empty_store, folder / "mlflow.db")
+    with chdir(folder), mlflow_at(f"sqlite:///{folder}/mlflow.db"):
+        outcome = search(CONFIG, source, StopRequest())
+        return {
+            "trial": finished(outcome.run_id, "trial"),
+            "final": finished(outcome.run_id, "final"),
+            "metrics": outcome.metrics,
+        }
 
 
 def assert_equals(run_id: str, whole: dict[str, object]) -> None:

@@ -21,6 +21,7 @@ from search.conftest import children
 from search.samples import tiny_config
 from search.servers import HOST, end, free_port, postgresql, tracking_server, wait_for
 from search.test_whole_search import ONE_FINAL, only_search
+from stores import mlflow_at
 
 from fairtune.errors import InputError
 from fairtune.interrupt import InterruptedSearchError, StopRequest
@@ -99,7 +100,6 @@ def _one_session(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def use(uri: str, monkeypatch: pytest.MonkeyPatch, experiment: str) -> None:
     mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", experiment)
 
 
@@ -193,13 +193,11 @@ def test_a_cluster_cannot_write_to_a_file(store: str) -> None:
 
 
 def test_an_unreachable_master_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri("http://127.0.0.1:9")
-    try:
-        with pytest.raises(InputError, match="Spark master spark://127.0.0.1:9") as told:
-            spark_session("spark://127.0.0.1:9", 2)
-    finally:
-        mlflow.set_tracking_uri(before)
+    with (
+        mlflow_at("http://127.0.0.1:9"),
+        pytest.raises(InputError, match="Spark master spark://127.0.0.1:9") as told,
+    ):
+        spark_session("spark://127.0.0.1:9", 2)
     assert "\n" not in str(told.value)
 
 

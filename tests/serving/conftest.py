@@ -4,10 +4,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 from serving.samples import tiny_model, tiny_spec
+from stores import mlflow_at
 
 from fairtune.tracking.registry import register_model
 
@@ -17,17 +17,13 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A store with the champion `moles`; gives the store's URI."""
     folder = tmp_path_factory.mktemp("registered")
     uri = f"sqlite:///{folder}/mlflow.db"
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    client = MlflowClient()
-    experiment = client.create_experiment("e", (folder / "artifacts").as_uri())
-    run = client.create_run(experiment)
-    client.set_terminated(run.info.run_id)
-    register_model(run.info.run_id, "moles", tiny_model(), tiny_spec())
-    yield uri
-    mlflow.set_tracking_uri(before)
-    mlflow.set_registry_uri("")
+    with mlflow_at(uri):
+        client = MlflowClient()
+        experiment = client.create_experiment("e", (folder / "artifacts").as_uri())
+        run = client.create_run(experiment)
+        client.set_terminated(run.info.run_id)
+        register_model(run.info.run_id, "moles", tiny_model(), tiny_spec())
+        yield uri
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
+from stores import mlflow_at
 
 from fairtune.errors import InputError, without_password
 from fairtune.fairness import evaluate
@@ -135,9 +136,9 @@ def test_an_unknown_run_is_one_line() -> None:
         existing_run("nope")
 
 
-def test_a_read_only_store_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
+def test_a_read_only_store_is_one_line() -> None:
     with (
+        mlflow_at("sqlite:////dev/null/mlflow.db"),
         pytest.raises(InputError, match=r"tracking store sqlite.*MLFLOW_TRACKING_URI") as caught,
         open_run("search", "s", experiment="e"),
     ):
