@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from stores import mlflow_at
 
 from fairtune import machine
 from fairtune.cli import main
@@ -41,15 +42,15 @@ def test_a_device_that_is_not_there_is_an_error() -> None:
     assert "try device=auto" in check.message
 
 
-def test_a_server_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_is_an_error() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    check = by_name()["store"]
+    with mlflow_at(f"http://127.0.0.1:{port}"):
+        check = by_name()["store"]
+        result = CliRunner().invoke(main, ["doctor"])
     assert check.level == "error"
     assert "does not answer: start it, or correct MLFLOW_TRACKING_URI" in check.message
-    result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 3
     assert json.loads(result.stdout.splitlines()[-1])["errors"] == 1
 
