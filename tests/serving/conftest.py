@@ -13,8 +13,8 @@ from fairtune.tracking.registry import register_model
 
 
 @pytest.fixture(scope="session")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A store with the champion `moles`; gives the store's URI."""
+def _registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Make a store with the champion `moles`; gives its URI."""
     folder = tmp_path_factory.mktemp("registered")
     uri = f"sqlite:///{folder}/mlflow.db"
     with mlflow_at(uri):
@@ -23,8 +23,15 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         run = client.create_run(experiment)
         client.set_terminated(run.info.run_id)
         register_model(run.info.run_id, "moles", tiny_model(), tiny_spec())
-        yield uri
+    yield uri
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def registered(_registered: str) -> Iterator[str]:
+    """A store with the champion `moles`, in use; gives the store's URI."""
+    with mlflow_at(_registered) as uri:
+        yield uri
 
 
 @pytest.fixture(scope="session")

@@ -29,13 +29,13 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def server(registered: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(_registered: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
     scripts = Path(sys.executable).parent
     environment = {
         **os.environ,
         "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
-        "MLFLOW_TRACKING_URI": registered,
+        "MLFLOW_TRACKING_URI": _registered,
         "OMP_NUM_THREADS": "1",
     }
     log = tmp_path_factory.mktemp("serve") / "log.txt"

@@ -17,6 +17,7 @@ import mlflow
 import pytest
 import requests
 from serving.samples import encode, image_bytes, png_bomb, tiny_model, tiny_spec
+from stores import mlflow_at
 
 from fairtune.errors import InputError
 from fairtune.serving import app as texts
@@ -36,8 +37,8 @@ LIMITS = {
 
 
 @pytest.fixture(scope="module")
-def server(registered: str) -> Iterator[str]:
-    with running_server("moles", port=0, **LIMITS) as (_, url):
+def server(_registered: str) -> Iterator[str]:
+    with mlflow_at(_registered), running_server("moles", port=0, **LIMITS) as (_, url):
         yield url
 
 
