@@ -33,6 +33,7 @@ def main(sizes: tuple[int, ...] = SIZES, repeats: int = REPEATS) -> None:
     """Time each step around a trivial trial of 36 bits, with so many finished trials in the store."""
     rng = np.random.default_rng(0)
     rows = []
+    proposer = Proposer(BITS, [], algorithm("tpe", 10), 0, lambda t: True, lambda n, p: None)
     with fresh_store(), open_run("search", "overhead", experiment="benchmark") as parent:
         points = [random_point(rng) for _ in range(max(sizes) + repeats * len(sizes))]
         done = 0
@@ -42,7 +43,9 @@ def main(sizes: tuple[int, ...] = SIZES, repeats: int = REPEATS) -> None:
                 done += 1
             trials, domain = rebuilt(points[:done], parent)
             for _ in range(repeats):
-                rows.append({"finished": size, **timed_trial(parent, done, points, trials, domain)})
+                proposer.taken = set(range(done))
+                parts = timed_trial(parent, done, points, proposer, trials, domain)
+                rows.append({"finished": size, **parts})
                 done += 1
                 trials, domain = rebuilt(points[:done], parent)
     table = pd.DataFrame(rows)
@@ -95,12 +98,14 @@ def rebuilt(points: list[Point], parent: RunLog) -> tuple[Trials, Domain]:
 
 
 def timed_trial(
-    parent: RunLog, number: int, points: list[Point], trials: Trials, domain: Domain
+    parent: RunLog,
+    number: int,
+    points: list[Point],
+    proposer: Proposer,
+    trials: Trials,
+    domain: Domain,
 ) -> dict[str, float]:
     clock = time.perf_counter
-    proposer = Proposer(
-        BITS, [], algorithm("tpe", 10), 0, lambda t: True, lambda n, p: None, set(range(number))
-    )
     marks = [clock()]
     (doc,) = proposer([number], domain, trials, 0)
     marks.append(clock())

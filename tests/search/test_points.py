@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK, Trials, fmin, space_eval
+from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK, Trials, fmin, rand, space_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairtune.errors import InputError
+from fairtune.search import proposer
 from fairtune.search.point import Point, SearchSpace, two_digits
 from fairtune.search.proposer import Proposer, algorithm
 
@@ -68,7 +69,7 @@ def _search(
             return objective(point)
         return {"status": STATUS_OK, "loss": sum(point.bits) + abs(point.learning_rate - 1e-3)}
 
-    proposer = Proposer(
+    propose = Proposer(
         space=space,
         given=given_points,
         suggest=algorithm(name, 3),
@@ -80,7 +81,7 @@ def _search(
     fmin(
         judge,
         space.expression(),
-        algo=proposer,
+        algo=propose,
         max_evals=10**9,
         trials=trials,
         rstate=np.random.default_rng(int(np.random.default_rng().integers(1 << 30))),
@@ -122,6 +123,31 @@ def test_a_search_rebuilt_after_any_trial_goes_on_as_if_it_had_not_stopped(cut: 
     rebuilt.refresh()
     after, _ = _search(12, trials=rebuilt)
     assert before + after == whole
+
+
+def test_a_long_search_shows_tpe_its_best_trials_and_its_latest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: dict[int, list[int]] = {}
+    losses = iter([9.0, None, 1.0, 8.0, 0.5, 7.0, 6.0, 5.0, 4.0, 3.0])
+
+    def suggest(new_ids: list[int], domain: Any, trials: Trials, *args: Any, **kw: Any) -> Any:
+        shown[new_ids[0]] = [doc["tid"] for doc in trials.trials]
+        return rand.suggest(new_ids, domain, trials, *args)
+
+    monkeypatch.setattr(proposer.tpe, "suggest", suggest)
+    monkeypatch.setattr(proposer, "REMEMBERED_BEST", 2)
+    monkeypatch.setattr(proposer, "REMEMBERED_LATEST", 5)
+
+    def judge(point: Point) -> dict[str, Any]:
+        loss = next(losses)
+        failed = {"status": STATUS_FAIL, "error": "no"}
+        return failed if loss is None else {"status": STATUS_OK, "loss": loss}
+
+    _search(10, objective=judge)
+    assert shown[7] == list(range(7))
+    assert shown[8] == [0, 2, 3, 4, 5, 6, 7]
+    assert shown[9] == [2, 3, 4, 5, 6, 7, 8]
 
 
 def test_failed_trials_do_not_end_a_search_and_are_not_proposed_again() -> None:
