@@ -22,9 +22,7 @@ def report(run: str, run_id: str, output: str) -> None:
     Example:
       fairtune report RUN_ID --output report
     """
-    if bool(run) == bool(run_id):
-        raise click.UsageError("Missing argument 'RUN_ID'" if not run else "give RUN_ID once")
-    run_id = run or run_id
+    run_id = _given_once("RUN_ID", run, run_id)
     from fairtune.report import write_report
 
     path = write_report(run_id, output or None)
@@ -32,17 +30,21 @@ def report(run: str, run_id: str, output: str) -> None:
 
 
 @command
-@option("--run-id", required=True, help="A finished search, trial or fine-tune.")
+@click.argument("run", metavar="RUN_ID", default="")
+@option("--run-id", default="", help="The same, as MLproject passes it.")
 @option("--name", required=True, help="Name of the registered model.")
 @option("--alias", default="", help="Alias for the new version; `promote` sets champion.")
 @option("--source", default="", help="Where the data is, if not where it was.")
-def register(run_id: str, name: str, alias: str, source: str) -> None:
-    """Register the model of a run, with its figures on test as tags of the version.
+def register(run: str, run_id: str, name: str, alias: str, source: str) -> None:
+    """Register the model of a finished search, trial or fine-tune.
+
+    Its figures on the test split become tags of the version.
 
     \b
     Example:
-      fairtune register --run-id RUN_ID --name skin
+      fairtune register RUN_ID --name skin
     """
+    run_id = _given_once("RUN_ID", run, run_id)
     from fairtune.search.single import register_run
 
     version = register_run(run_id, name, source or None, alias=alias or None)
@@ -51,7 +53,8 @@ def register(run_id: str, name: str, alias: str, source: str) -> None:
 
 
 @command
-@option("--name", required=True, help="Name of the registered model.")
+@click.argument("model", metavar="NAME", default="")
+@option("--name", default="", help="The same, as MLproject passes it.")
 @option("--version", default="", help="The candidate.")
 @option(
     "--rollback",
@@ -77,16 +80,18 @@ def register(run_id: str, name: str, alias: str, source: str) -> None:
 @option(
     "--min-worst-group-auroc", default=0.6, help="For a first version: worst group.", group="Limits"
 )
-def promote(name: str, version: str, rollback: bool, **limits: float) -> None:
-    """Make a version the champion if it is not worse where it matters.
+def promote(model: str, name: str, version: str, rollback: bool, **limits: float) -> None:
+    """Make a version of a registered model the champion if it is not worse where it matters.
 
     Candidate and champion are compared on the same test images by a bootstrap over patients. Exit
     code 3 and the table of what failed when the gate says no.
 
     \b
-    Example:
-      fairtune promote --name fairtune-demo --version 2
+    Examples:
+      fairtune promote fairtune-demo --version 2
+      fairtune promote fairtune-demo --rollback
     """
+    name = _given_once("NAME", model, name)
     from fairtune.tracking.gate import GateLimits
     from fairtune.tracking.gate import promote as run_promote
     from fairtune.tracking.gate import rollback as run_rollback
@@ -120,3 +125,12 @@ def monitor(name: str, predictions: str, margin: float) -> None:
     print_result(
         {"run_id": report.run_id, "model_version": report.version, "broken": report.broken}
     )
+
+
+def _given_once(what: str, argument: str, option: str) -> str:
+    """Return what was given either as an argument or, as MLproject passes it, as an option."""
+    if argument and option:
+        raise click.UsageError(f"give {what} once")
+    if not argument and not option:
+        raise click.UsageError(f"Missing argument '{what}'")
+    return argument or option
