@@ -24,7 +24,7 @@ from fairtune.fairness import BootstrapReport, FairnessReport, bootstrap_report,
 from fairtune.tracking.evidence import Evidence, evidence, model_version
 from fairtune.tracking.gate import TAG as GATE_TAG
 from fairtune.tracking.predictions import groups_of, probabilities_of
-from fairtune.tracking.runs import PARENT, RunLog
+from fairtune.tracking.runs import COMMIT, PARENT, RunLog
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ def _facts(client: MlflowClient, found: Evidence, name: str, version: str) -> di
     run = found.log.data()
     tags, params = run.data.tags, run.data.params
     config = _config(found.log, tags.get(PARENT))
-    gate = model_version(client, name, version).tags
+    registered = model_version(client, name, version).tags
     facts = {
         "Architecture": config.get("model", {}).get("architecture"),
         "Data set": config.get("data", {}).get("name"),
@@ -236,9 +236,10 @@ def _facts(client: MlflowClient, found: Evidence, name: str, version: str) -> di
         "Space": tags.get("fairtune.space"),
         "Learning rate": params.get("learning_rate"),
         "Base weights": tags.get("fairtune.base_hash"),
-        "Code": tags.get("mlflow.source.git.commit"),
+        "Code": registered.get(COMMIT),
         "Run": run.info.run_id,
-        "Gate": gate.get(GATE_TAG) and f"{gate[GATE_TAG]} {gate.get(f'{GATE_TAG}.time', '')}",
+        "Gate": registered.get(GATE_TAG)
+        and f"{registered[GATE_TAG]} {registered.get(f'{GATE_TAG}.time', '')}",
     }
     return {key: str(value) for key, value in facts.items() if value}
 

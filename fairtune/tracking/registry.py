@@ -25,6 +25,7 @@ from fairtune.serving.predictor import Predictor, probability_columns
 from fairtune.serving.safety import refuse_pickles
 from fairtune.serving.spec import SPEC_FILE, WEIGHTS_FILE, ServingSpec, export_model
 from fairtune.tracking.aliases import CHAMPION, move_alias
+from fairtune.tracking.runs import COMMIT, PARENT
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -86,7 +87,7 @@ def register_model(
         Architecture, preprocessing, classes, threshold.
     tags : mapping, optional
         Further version tags; the run's key metrics become tags in any case, because MLflow's
-        SQL stores cannot search the metrics of a version.
+        SQL stores cannot search the metrics of a version, and so does the commit of its code.
     description : str
         Shown on the version's page.
     alias : str or None
@@ -116,7 +117,9 @@ def register_model(
             done.name = name
             done.new_name = not _name_exists(client, name)
             made = mlflow.register_model(
-                f"models:/{model_id}", name, tags={**key_metric_tags(run), **(tags or {})}
+                f"models:/{model_id}",
+                name,
+                tags={**key_metric_tags(run), **_commit_tag(client, run), **(tags or {})},
             )
             done.version = str(made.version)
             client.update_model_version(name, done.version, description=description)
@@ -134,6 +137,15 @@ def key_metric_tags(run: Run) -> dict[str, str]:
         if key.partition("/")[2] in KEY_METRICS or key.partition("/")[2].startswith(_COUNTS)
     }
     return {key: f"{value:.6g}" for key, value in sorted(kept.items())}
+
+
+def _commit_tag(client: MlflowClient, run: Run) -> dict[str, str]:
+    """Name the commit that a run was made with; of a nested run its parent knows."""
+    parent = run.data.tags.get(PARENT)
+    for tags in (run.data.tags, client.get_run(parent).data.tags if parent else {}):
+        if COMMIT in tags:
+            return {COMMIT: tags[COMMIT]}
+    return {}
 
 
 @dataclass

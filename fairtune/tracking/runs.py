@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PARENT = "mlflow.parentRunId"
+COMMIT = "mlflow.source.git.commit"
 KIND = "fairtune.kind"
 STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -73,6 +73,19 @@ def test_registered_version_has_all_it_needs(store: MlflowClient, tmp_path: Path
     assert all("==" in line and "+" not in line for line in pinned)
 
 
+def test_a_trial_has_the_commit_of_its_search(store: MlflowClient) -> None:
+    search, trial = finished_run(store), finished_run(store)
+    store.set_tag(trial, "mlflow.parentRunId", search)
+    register_model(trial, "unknown", tiny_model(), tiny_spec())
+    store.set_tag(search, "mlflow.source.git.commit", "c0ffee")
+    register_model(trial, "known", tiny_model(), tiny_spec())
+    commits = [
+        store.get_model_version(name, "1").tags.get("mlflow.source.git.commit")
+        for name in ("unknown", "known")
+    ]
+    assert commits == [None, "c0ffee"]
+
+
 def test_prediction_from_the_registry_equals_the_model(store: MlflowClient, tmp_path: Path) -> None:
     register_model(finished_run(store), "moles", tiny_model(), tiny_spec())
     paths = []
