@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 from collections.abc import Callable, Iterable
@@ -113,6 +114,17 @@ def all_overrides(overrides: Iterable[str], text: str) -> tuple[str, ...]:
         return (*shlex.split(text), *overrides)
     except ValueError as error:
         raise InputError(f"--overrides {text!r}: {error}") from None
+
+
+def leave_report(run_id: str) -> None:
+    """Write a finished run's report and say how to have it as a file."""
+    from fairtune.report import write_report
+
+    try:
+        write_report(run_id)
+    except Exception:  # a picture that fails must not hide the result of a finished run
+        logging.getLogger("fairtune").exception("the report could not be written")
+    click.echo(f"report         fairtune report {run_id} --output report")
 
 
 def print_result(value: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fairtune.cli._common import all_overrides, command, option, print_result
+from fairtune.cli._common import all_overrides, command, leave_report, option, print_result
 from fairtune.errors import InputError
 
 
@@ -28,6 +28,7 @@ def cross_test(
         value, error = done.metrics[f"test/{name}"], done.metrics[f"test/{name}_standard_error"]
         mean = done.metrics[f"test/{name}_fold_mean"]
         click.echo(f"{name:20}{value:.3f} ± {error:.3f}   mean of the folds {mean:.3f}")
+    leave_report(done.run_id)
     print_result({"run_id": done.run_id, "fold_runs": done.fold_runs, "metrics": done.metrics})
 
 

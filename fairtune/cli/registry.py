@@ -15,8 +15,8 @@ from fairtune.errors import InputError
 def report(run: str, run_id: str, output: str) -> None:
     """Write the report of a run: one HTML file, also an artifact that the tracking UI shows.
 
-    Of a search, a trial, a fine-tune or a comparison; of a fine-tune that was evaluated it is about
-    the test split, and of a promoted model it tells the gate's decision.
+    Of a search, a trial, a fine-tune, a cross-test, a comparison or a monitored batch; of a fine-tune
+    that was evaluated it is about the test split, and of a promoted model it tells the gate's decision.
 
     \b
     Example:

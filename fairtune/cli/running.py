@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import click
 
-from fairtune.cli._common import command, config_options, option, print_result, read_config
+from fairtune.cli._common import (
+    command,
+    config_options,
+    leave_report,
+    option,
+    print_result,
+    read_config,
+)
 from fairtune.cli.comparing import cross_test, with_folds
 
 DRY_RUN = option(
@@ -56,7 +62,6 @@ def search(
     if config.data.folds:
         return cross_test(config, source, "search", resume=resume)
     from fairtune.interrupt import handle_signals
-    from fairtune.report import write_report
     from fairtune.report.table import comparison_table
     from fairtune.search.search import search as run_search
 
@@ -74,11 +79,7 @@ def search(
         click.echo(f"registered     {version.name} version {version.version}")
         uri = f"models:/{version.name}@{config.register_as.alias}"
         click.echo(f"serve it       mlflow models serve -m {uri} --env-manager local -p 5001")
-    try:
-        write_report(outcome.run_id)
-    except Exception:  # a picture that fails must not hide the result of a finished search
-        logging.getLogger("fairtune").exception("the report could not be written")
-    click.echo(f"report         fairtune report {outcome.run_id} --output report")
+    leave_report(outcome.run_id)
     click.echo("see the runs   mlflow ui")
     print_result(outcome.summary())
 

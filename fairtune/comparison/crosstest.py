@@ -16,12 +16,12 @@ from typing import Literal
 
 import yaml
 
-from fairtune.comparison.folds import FoldPredictions, pool, pooled_metrics
+from fairtune.comparison.folds import POOLED_THRESHOLD, FoldPredictions, pool, pooled_metrics
 from fairtune.comparison.results import fold_predictions
 from fairtune.comparison.unit import FOLD
 from fairtune.config import Config, differing_keys, parse_config
 from fairtune.errors import InputError
-from fairtune.fairness import BootstrapReport, bootstrap_report
+from fairtune.fairness import BootstrapReport, bootstrap_report, get_objective
 from fairtune.interrupt import StopRequest
 from fairtune.search.search import BUDGET_KEYS, EXPERIMENT, search
 from fairtune.search.single import evaluate_once, fine_tune_once
@@ -87,7 +87,15 @@ def cross_test(
     name = f"cross-test {command} {config.data.name} {' '.join(config.data.attributes)}"
     with open_run(CROSSTEST, name, experiment=EXPERIMENT, resume=resume) as log:
         log.text("config.yaml", config.to_yaml())
-        log.log(tags={"fairtune.command": command})
+        log.log(
+            tags={
+                "fairtune.command": command,
+                "fairtune.dataset": config.data.name,
+                "fairtune.objective": get_objective(config.search.objective).name,
+                **({"fairtune.bits": "-".join(map(str, bits))} if bits else {}),
+                **({"fairtune.source": source} if source else {}),
+            }
+        )
         log.end_children("KILLED")  # of a process that was killed
         run_fold = run_search if command == "search" else run_finetune
         runs = tuple(_fold(log, config, k, run_fold) for k in range(config.data.folds))
@@ -132,6 +140,8 @@ def judge(log: RunLog, fold_runs: tuple[str, ...], seed: int) -> dict[str, float
     objectives = [one.data().data.metrics.get("objective", math.nan) for one in logs]
     if not any(map(math.isnan, objectives)):
         metrics["val/objective_fold_mean"] = sum(objectives) / len(objectives)
+    if folds[0].threshold is not None:
+        metrics["threshold"] = POOLED_THRESHOLD
     report = intervals(folds, seed)
     for name in ("auroc", "worst_group_auroc", "auroc_gap"):
         metrics[f"test/{name}_standard_error"] = report[name].standard_error

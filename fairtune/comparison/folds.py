@@ -23,6 +23,8 @@ from fairtune.tracking.predictions import PROBABILITY, groups_of, probabilities_
 TINY = 1e-12
 CALIBRATION = ("ece", "brier", "log_loss", "worst_group_log_loss")
 """Figures that mean something on a model's own probabilities alone."""
+POOLED_THRESHOLD = 0.5
+"""Everyone's threshold on the common scale."""
 FOLD_MEANS = ("auroc", "worst_group_auroc", "auroc_gap")
 
 
@@ -83,7 +85,7 @@ def pooled_metrics(folds: Sequence[FoldPredictions]) -> dict[str, float]:
     groups are small.
     """
     binary = folds[0].threshold is not None
-    figures = report_of(pool(folds), 0.5 if binary else None).to_dict()
+    figures = report_of(pool(folds), POOLED_THRESHOLD if binary else None).to_dict()
     raw = report_of(pd.concat([fold.test for fold in folds], ignore_index=True)).to_dict()
     for name in figures:
         if name.partition("_by_")[0] in CALIBRATION:

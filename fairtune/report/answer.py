@@ -6,23 +6,37 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from fairtune.fairness import Interval, PairedDifference
-from fairtune.report.story import WINNER_MARK, Story
+from fairtune.report.story import CROSSTEST, MONITOR, WINNER_MARK, Story
 from fairtune.report.table import with_error
 
-SPLIT_WORDS = {"train": "train", "val": "validation", "test": "test"}
+SPLIT_WORDS = {
+    "train": "train",
+    "val": "validation",
+    "test": "test",
+    MONITOR: "logged predictions",
+}
 BASELINES = ("full fine-tuning", "linear probe")
+COMPARED = ("worst_group_auroc", "auroc", "auroc_gap")
 Row = Mapping[Hashable, Any]
 
 
 def answer(story: Story) -> list[str]:
     """Return up to three sentences with numbers, for a reader who reads nothing else."""
+    if story.watches is not None:
+        return _monitored(story, story.watches)
     if story.report is None:
         return _unfinished(story)
+    if story.kind == CROSSTEST:
+        models = f"the models of {len(story.folds)} folds, each judged on patients it has not seen,"
+        return [_one_run(story, f"{models} together reach"), _apart(story), _fold_means(story)]
     if story.comparison is not None:
         rows = story.comparison.to_dict("records")
         return [_reached(story, rows[0]), _compared(story, rows), _held(rows)]
-    return [_one_run(story), _apart(story), _one_gap(story)]
+    share = f", which trains {story.picture.share:.1%} of the parameters," if story.picture else ""
+    return [_one_run(story, f"this fine-tune{share} reaches"), _apart(story), _one_gap(story)]
 
 
 def interval(found: Interval | None, estimate: float) -> str:
@@ -49,7 +63,9 @@ def where(story: Story) -> str:
     table, report = story.predictions.get(story.split), story.report
     n = report.overall.n if report else 0
     patients = f" of {table['patient'].nunique():,} patients" if table is not None else ""
-    return f"the {SPLIT_WORDS[story.split]} split of {story.dataset} ({n:,} images{patients})"
+    whole = story.split == MONITOR
+    split = "" if whole else f"the {SPLIT_WORDS[story.split]} split of "
+    return f"{split}{story.dataset} ({n:,} images{patients})"
 
 
 def _reached(story: Story, row: Row) -> str:
@@ -103,15 +119,14 @@ def _held(rows: Sequence[Row]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _one_run(story: Story) -> str:
+def _one_run(story: Story, reaches: str) -> str:
     assert story.report is not None
     found, headline = story.spread, story.report.headline
-    share = f", which trains {story.picture.share:.1%} of the parameters," if story.picture else ""
     worst = interval(found["worst_group_auroc"] if found else None, headline["worst_group_auroc"])
     overall = interval(found["auroc"] if found else None, headline["auroc"])
     return (
-        f"On {where(story)}, this fine-tune{share} reaches a worst-group AUROC of {worst} and an "
-        f"overall AUROC of {overall}."
+        f"On {where(story)}, {reaches} a worst-group AUROC of {worst} and an overall AUROC of "
+        f"{overall}."
     )
 
 
@@ -136,6 +151,33 @@ def _one_gap(story: Story) -> str:
         f"The AUROC gap between groups goes from {before:.3f} on train to {after:.3f} on "
         f"{SPLIT_WORDS[story.split]}, a fairness generalisation gap of {after - before:+.3f}."
     )
+
+
+def _fold_means(story: Story) -> str:
+    means = {name: story.run.data.metrics[f"test/{name}_fold_mean"] for name in COMPARED}
+    return (
+        "The folds' own figures, on fewer patients each, have the means: "
+        + ", ".join(f"{words(name)} {value:.3f}" for name, value in means.items())
+        + "."
+    )
+
+
+def _monitored(story: Story, watches: pd.DataFrame) -> list[str]:
+    """Say what the logged predictions show, and which limits are broken."""
+    n_logged = int(story.run.data.metrics.get("monitor/n_logged", 0))
+    first = [
+        f"None of the {n_logged:,} logged predictions has an outcome yet: all that can be judged is "
+        "how often each group is called positive."
+    ]
+    if story.report is not None:
+        first = [_one_run(story, "the model reaches"), _apart(story)]
+    broken = [words(name) for name in watches["metric"][watches["state"] == "broken"]]
+    kept = int((watches["state"] == "kept").sum())
+    return [
+        *first,
+        f"Of {len(watches)} limits {kept} {'is' if kept == 1 else 'are'} kept and {len(broken)} "
+        f"broken{': ' if broken else ''}{', '.join(broken)}.",
+    ]
 
 
 def _unfinished(story: Story) -> list[str]:

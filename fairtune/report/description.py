@@ -34,7 +34,10 @@ def describe(story: Story) -> str:
 
 def description(story: Story) -> str:
     """Return what was asked, the answer, the groups, and where to go from here, as Markdown."""
-    attributes = ", ".join((story.config.get("data") or {}).get("attributes") or []) or "groups"
+    judged_by = (story.config.get("data") or {}).get("attributes") or (
+        story.report.groups if story.report else ()
+    )
+    attributes = ", ".join(judged_by) or "groups"
     parts = [
         f"**{plain(story.kind.capitalize())}** on **{plain(story.dataset)}**, judged by "
         f"{plain(attributes)}, for {plain(words(story.objective.name))}.",

@@ -1,4 +1,4 @@
-"""What the promotion gate decided about versions of a run, laid out for the page."""
+"""What was held against limits: by the promotion gate, or after deployment; laid out for the page."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from fairtune.report.story import Story
 
 @dataclass(frozen=True)
 class DecisionTable:
-    """One decision of the promotion gate: a sentence, and a row for each check."""
+    """One decision: a sentence, and a row for each figure that was held against a limit."""
 
     sentence: str
     rows: list[tuple[str, str, str, str, str, str]]
+    figures: tuple[str, str] = ("Champion", "Candidate")
+    """What the first two figures of a row are of."""
 
 
 def decision_tables(story: Story) -> list[DecisionTable]:
-    """Lay out what the promotion gate decided."""
+    """Lay out what the promotion gate decided, or what monitoring found."""
 
     def figure(value: float | None) -> str:
         return "" if value is None else number(value)
 
-    tables = []
+    tables = _watched(story)
     for one in story.decisions:
         against = f"version {one['champion']}" if one["champion"] else "absolute limits"
         note = f" {one['note']}." if one["note"] else ""
@@ -50,3 +52,23 @@ def decision_tables(story: Story) -> list[DecisionTable]:
             )
         )
     return tables
+
+
+def _watched(story: Story) -> list[DecisionTable]:
+    """Lay out the limits of a monitoring run as one decision; none for other runs."""
+    if story.watches is None:
+        return []
+    rows = [
+        (
+            str(watch["metric"]).replace("_", " "),
+            number(watch["registered"]),
+            number(watch["now"]),
+            number(watch["bound"]),
+            number(watch["limit"]),
+            str(watch["state"]),
+        )
+        for watch in story.watches.to_dict("records")
+    ]
+    model = story.run.data.tags.get("fairtune.model", "the model").replace("/", " version ")
+    sentence = f"Figures of {model} as registered and on the logged predictions."
+    return [DecisionTable(sentence, rows, ("Registered", "Now"))]

@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 from fairtune.fairness import FairnessReport, slug
 from fairtune.fairness.frame import metric_frames
-from fairtune.report.story import WINNER_MARK, Story
+from fairtune.report.answer import SPLIT_WORDS
+from fairtune.report.story import CROSSTEST, WINNER_MARK, Story
 from fairtune.report.style import (
     FAINT,
     FILL,
@@ -45,14 +46,15 @@ def group_drawings(story: Story) -> Iterator[Drawing]:
     table, report = story.predictions.get(story.split), story.report
     if table is None or report is None:
         return
-    scores = probabilities_of(table)
+    scores, split = probabilities_of(table), SPLIT_WORDS[story.split]
     if scores.shape[1] == 2:
         for attribute in report.groups:
-            yield roc(table, scores[:, 1], attribute, report, SPLIT_NAMES[story.split])
-            yield calibration(table, scores[:, 1], attribute, SPLIT_NAMES[story.split])
+            yield roc(table, scores[:, 1], attribute, report, split)
+            if story.kind != CROSSTEST:  # scores of several models on one scale, not probabilities
+                yield calibration(table, scores[:, 1], attribute, split)
     frames = metric_frames(table["label"], scores, groups_of(table), report.threshold)
     for attribute, frame in frames.items():
-        yield rates(frame, attribute, SPLIT_NAMES[story.split])
+        yield rates(frame, attribute, split)
 
 
 def roc(

@@ -37,8 +37,8 @@ def write_report(run_id: str, folder: str | Path | None = None, *, n_resamples: 
     Parameters
     ----------
     run_id
-        A search, fine-tune, trial, final run or comparison; of a search that was cut off the trials
-        are shown.
+        A search, fine-tune, trial, final run, cross-test, comparison or monitoring run; of a search
+        that was cut off the trials are shown.
     folder
         Where to write ``report.html`` and ``figures/`` as well; None keeps them in the run alone.
     n_resamples
@@ -119,9 +119,11 @@ def render(story: Story, drawings: dict[str, Drawing]) -> str:
             tables=sections.group_tables(story),
             class_names=sections.class_names(story),
             comparison=sections.comparison_rows(story),
+            folds=sections.fold_rows(story),
             counts=sections.counts(story),
             examples=example_tables(story),
             decisions=decision_tables(story),
+            gate="Promotion" if story.watches is None else "Limits",
             undefined=sections.undefined(story),
             excluded=list(sections.excluded(story)),
             command=sections.command(story),

@@ -14,7 +14,7 @@ import pandas as pd
 
 from fairtune.fairness import Interval, slug
 from fairtune.report.answer import SPLIT_WORDS
-from fairtune.report.story import CANDIDATE, WINNER_MARK, Story
+from fairtune.report.story import CANDIDATE, CROSSTEST, FOLD, MONITOR, WINNER_MARK, Story
 from fairtune.report.table import with_error
 from fairtune.report.trials import CUT_OFF, FAILED, FINISHED, STOPPED
 
@@ -150,6 +150,24 @@ def comparison_rows(story: Story) -> list[dict[str, str]]:
     ]
 
 
+def fold_rows(story: Story) -> list[dict[str, str]]:
+    """Lay out the folds of a cross-test: each with its own figures on its own test part."""
+    figures = {"worst-group AUROC": "worst_group_auroc", "AUROC": "auroc", "gap": "auroc_gap"}
+    return [
+        {
+            "fold": run.data.tags[FOLD],
+            **{
+                title: number(run.data.metrics.get(f"test/{name}", math.nan))
+                for title, name in figures.items()
+            },
+            "mask": run.data.params.get("mask", ""),
+            "learning rate": run.data.params.get("learning_rate", ""),
+            "run": run.info.run_id,
+        }
+        for run in story.folds
+    ]
+
+
 def class_names(story: Story) -> list[str]:
     """Name the classes: as the run knows them, else by number."""
     report = story.report
@@ -208,6 +226,9 @@ def undefined(story: Story) -> list[str]:
 
 def excluded(story: Story) -> Iterator[str]:
     """Say what was left out: images, trials, candidates, intervals."""
+    metrics = story.run.data.metrics
+    if waiting := metrics.get("monitor/n_logged", 0) - metrics.get("monitor/n_judged", 0):
+        yield f"{waiting:,.0f} logged predictions have no outcome yet."
     provenance = story.facts.get("provenance") or {}
     for reason, n in (provenance.get("dropped") or {}).items():
         yield f"{n:,} images left out: {reason}."
@@ -244,14 +265,23 @@ def _trials(n: int) -> str:
 
 def command(story: Story) -> str:
     """Write the command that makes the run again from its own config.yaml."""
-    source = story.run.data.tags.get("fairtune.source")
-    words = ["fairtune", "search" if story.kind == "search" else "finetune"]
+    tags = story.run.data.tags
+    if story.kind == MONITOR:
+        name = tags.get("fairtune.model", "").partition("/")[0]
+        words = ["fairtune", "monitor", "--name", name]
+        words += ["--predictions", tags.get("fairtune.predictions", "")]
+        return shlex.join([*words, "--margin", tags.get("fairtune.margin", "")])
+    source = tags.get("fairtune.source")
+    made_by = {"search": "search", CROSSTEST: tags.get("fairtune.command", "search")}
+    words = ["fairtune", made_by.get(story.kind, "finetune")]
     words += ["--config", "config.yaml"]
     if story.kind != "search" and story.picture is not None:
         params = story.run.data.params
         words += ["-o", f"search.space={story.picture.space}"]
         words += ["-o", f"train.learning_rate={params.get('learning_rate', '')}"]
         words += ["--bits", story.picture.bits] if story.picture.bits else []
+    if story.kind == CROSSTEST and "fairtune.bits" in tags:
+        words += ["--bits", tags["fairtune.bits"]]
     return shlex.join(words + (["--source", source] if source else []))
 
 
@@ -275,6 +305,7 @@ def origins(story: Story) -> dict[str, str]:
         "Space": tags.get("fairtune.space"),
         "Mask": params.get("mask"),
         "Mask fingerprint": tags.get("fairtune.mask"),
+        "Monitored model": tags.get("fairtune.model"),
         "Learning rate": params.get("learning_rate"),
         "Objective": story.objective.name,
         "Threshold": story.report.threshold if story.report else None,

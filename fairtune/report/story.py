@@ -25,6 +25,7 @@ from fairtune.fairness import (
     Objective,
     PairedReport,
     bootstrap_report,
+    evaluate,
     get_objective,
     paired_bootstrap,
 )
@@ -35,9 +36,12 @@ from fairtune.tracking.runs import KIND, PARENT, RunLog, existing_run
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("search", "finetune", "trial", "final")
-SPLITS = ("train", "val", "test")
+CROSSTEST, MONITOR = "crosstest", "monitor"
+KINDS = ("search", "finetune", "trial", "final", CROSSTEST, MONITOR)
+SPLITS = ("train", "val", "test", MONITOR)
 CANDIDATE = "fairtune.candidate"
+FOLD = "fairtune.fold"
+WATCHES = "monitor.csv"
 WINNER_MARK = " (winner)"
 FACTS = "facts.json"
 EXAMPLES = "examples/index.json"
@@ -66,7 +70,7 @@ class Story:
     """The configuration as plain values; empty where the run has none."""
     config_text: str
     reports: Mapping[str, FairnessReport]
-    """By split, in the order train, val, test; those that were made."""
+    """By split, in the order of `SPLITS`; those that were made."""
     predictions: Mapping[str, pd.DataFrame]
     """By split; see `predictions_table`."""
     picture: ModelPicture | None
@@ -85,11 +89,15 @@ class Story:
     """Images of each class in each group, where the configuration allowed to keep them."""
     decisions: Sequence[Mapping[str, Any]] = ()
     """What the promotion gate decided about versions made from this run, oldest first."""
+    folds: Sequence[Run] = ()
+    """Of a cross-test: the run of each fold that is done."""
+    watches: pd.DataFrame | None = None
+    """Of a monitoring run: figures as registered and as they are now, with their limits."""
     n_resamples: int = 2000
 
     @property
     def split(self) -> str:
-        """The split that the answer is about: the last of train, validation, test."""
+        """The split that the answer is about: the last that was judged."""
         return list(self.reports)[-1] if self.reports else ""
 
     @property
@@ -195,29 +203,35 @@ def read_story(run_id: str, *, n_resamples: int = 2000) -> Story:
     parent = run.data.tags.get(PARENT) if kind in ("trial", "final") else None
     owner = log.sibling(parent) if parent else log
     children = owner.children("tags.`fairtune.kind` = 'final'") if owner.run_id else []
+    folds = _folds(log) if kind == CROSSTEST else ()
+    if folds:  # what they have in common is told by the first
+        owner = log.sibling(folds[0].info.run_id)
     config_text = _text(owner, "config.yaml")
     searched = kind == "search"
     trials = read_trials(log) if searched else None
     with tempfile.TemporaryDirectory() as folder:
+        predictions = _predictions(log, Path(folder))
         story = Story(
             log=log,
             run=run,
             kind=kind,
             config=_mapping(config_text),
             config_text=config_text,
-            reports=_reports(log),
-            predictions=_predictions(log, Path(folder)),
+            reports=_reports(log) or _judged(predictions, run.data.metrics.get("threshold")),
+            predictions=predictions,
             picture=picture(log, children, _facts(owner)),
-            comparison=_comparison(log) if searched else None,
+            comparison=_table(log, "comparison.csv") if searched else None,
             finals=_by_candidate(children) if searched else {},
             trials=trials,
             versions=_versions(log),
             facts=_facts(owner),
             examples=_examples(owner),
             decisions=_decisions(log),
+            folds=folds,
+            watches=_table(log, WATCHES),
             n_resamples=n_resamples,
         )
-    if not story.reports and (trials is None or trials.table.empty):
+    if not story.reports and story.watches is None and (trials is None or trials.table.empty):
         reason = run.data.tags.get("fairtune.error", f"its status is {run.info.status}")
         raise InputError(f"run {run_id} has no result to report yet: {reason}")
     return story
@@ -260,11 +274,33 @@ def _predictions(log: RunLog, folder: Path) -> dict[str, pd.DataFrame]:
     }
 
 
-def _comparison(log: RunLog) -> pd.DataFrame | None:
-    if "comparison.csv" not in artifacts(log):
+def _judged(
+    predictions: Mapping[str, pd.DataFrame], threshold: float | None
+) -> dict[str, FairnessReport]:
+    """Judge the predictions of a run that keeps no reports."""
+    return {
+        split: evaluate(
+            table["label"], probabilities_of(table), groups_of(table), threshold=threshold
+        )
+        for split, table in predictions.items()
+    }
+
+
+def _table(log: RunLog, name: str) -> pd.DataFrame | None:
+    if name not in artifacts(log):
         return None
     with tempfile.TemporaryDirectory() as folder:
-        return pd.read_csv(log.download("comparison.csv", folder))
+        return pd.read_csv(log.download(name, folder))
+
+
+def _folds(log: RunLog) -> tuple[Run, ...]:
+    """Return the run of each fold that has its test figures; of several the last."""
+    done = {
+        int(run.data.tags[FOLD]): run
+        for run in log.children("attributes.status = 'FINISHED'")
+        if FOLD in run.data.tags and "test/auroc" in run.data.metrics
+    }
+    return tuple(done[fold] for fold in sorted(done))
 
 
 def _by_candidate(finals: list[Run]) -> dict[str, list[Run]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from fairtune.fairness import FairnessReport, Interval, bootstrap_report, evalua
 from fairtune.tracking.aliases import CHAMPION, alias_version
 from fairtune.tracking.evidence import model_version
 from fairtune.tracking.predictions import PROBABILITY, groups_of, probabilities_of
-from fairtune.tracking.runs import open_run, split_metrics
+from fairtune.tracking.runs import RunLog, open_run, split_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -132,15 +133,25 @@ def monitor(
     with open_run("monitor", f"{name} v{version}", experiment=experiment) as log:
         result = MonitorReport(name, version, log.run_id, len(table), int(known.sum()), watches)
         log.log(
-            metrics={**split_metrics(SPLIT, report), f"{SPLIT}/n_judged": float(known.sum())},
+            metrics={
+                **split_metrics(SPLIT, report),
+                f"{SPLIT}/n_judged": float(known.sum()),
+                f"{SPLIT}/n_logged": float(len(table)),
+                **({} if threshold is None else {"threshold": threshold}),
+            },
             tags={
+                "fairtune.dataset": f"logged predictions of {name} version {version}",
+                "fairtune.margin": margin,
                 "fairtune.model": f"{name}/{version}",
+                "fairtune.predictions": predictions,
                 "fairtune.broken": ", ".join(result.broken) or "nothing",
                 "fairtune.monitored_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             },
         )
         log.text("monitor.csv", pd.DataFrame([asdict(watch) for watch in watches]).to_csv())
         log.text("groups.csv", report.table().to_csv(index=False))
+        if known.any():
+            _keep(log, table[known])
     if result.broken:
         raise GateRefusedError(result.text)
     logger.info("%s", result.text)
@@ -164,6 +175,18 @@ def _read(path: Path) -> pd.DataFrame:
     if groups_of(table).shape[1] == 0:
         raise InputError(f"{path}: no column beside predictions; add one per sensitive attribute")
     return table
+
+
+def _keep(log: RunLog, judged: pd.DataFrame) -> None:
+    """Keep what intervals and curves are made from; images and patients become numbers."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{SPLIT}.parquet"
+        judged.assign(
+            image=np.arange(len(judged)),
+            patient=pd.factorize(judged["patient"])[0],
+            label=judged["label"].astype(int),
+        ).to_parquet(path)
+        log.file(path, "predictions")
 
 
 def _report(table: pd.DataFrame, known: np.ndarray, threshold: float | None) -> FairnessReport:

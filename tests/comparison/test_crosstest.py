@@ -67,6 +67,10 @@ def test_a_finetune_in_every_fold(mlflow_store: str, source: str, tmp_path: Path
     assert metrics["test/auroc"] == pytest.approx(sum(own) / 3, abs=0.1)
     assert 0 < metrics["test/worst_group_auroc_standard_error"] < 0.2
     assert metrics["test/n"] == 200
+    assert "report.html" in {file.path for file in log.client.list_artifacts(log.run_id)}
+    report = Path(log.download("report.html", tmp_path)).read_text(encoding="utf-8")
+    assert f"--source {source}" in report
+    assert all(run.info.run_id in report for run in folds)
 
 
 def test_a_stopped_crosstest_keeps_the_folds_that_are_done(mlflow_store: str, source: str) -> None:

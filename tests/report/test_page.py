@@ -203,9 +203,9 @@ def test_wrong_runs_are_refused_in_one_line(mlflow_store: str, tmp_path: Path) -
     with pytest.raises(InputError, match="no run 'nonsense'") as unknown:
         write_report("nonsense", tmp_path)
     assert "\n" not in str(unknown.value)
-    with open_run("monitor", "other", experiment="fairtune") as other:
+    with open_run("other", "other", experiment="fairtune") as other:
         pass
-    with pytest.raises(InputError, match="of kind 'monitor'.*search, finetune, trial, final"):
+    with pytest.raises(InputError, match="of kind 'other'.*search, finetune, trial, final"):
         write_report(other.run_id, tmp_path)
     with open_run("compare", "nothing yet", experiment="fairtune") as compared:
         pass
