@@ -61,8 +61,20 @@ class Workspace(Outline):
     """Its images, (N, H, W, 3) uint8."""
 
     def split(self, name: str) -> Split:
-        """Take a split; a search asks for train and val, the final evaluation alone for test."""
-        return Split.of(self.manifest, self.store.images, name)
+        """Take a split; a search asks for train and val, the final evaluation alone for test.
+
+        Raises
+        ------
+        InputError
+            The split has no images.
+        """
+        found = Split.of(self.manifest, self.store.images, name)
+        if not len(found):
+            raise InputError(
+                f"the {name} split of {self.config.data.name!r} has no images: name it in the "
+                "split column, or give it a share (data.options.ratios)"
+            )
+        return found
 
 
 def open_workspace(config: Config, source: str | None) -> Workspace:

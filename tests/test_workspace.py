@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from search.samples import tiny_config, write_data
+
+from fairtune.cli import main
+
+
+@pytest.mark.parametrize(("empty", "stops"), [("val", "finetune"), ("test", "evaluate")])
+def test_a_split_without_images_is_one_line(
+    empty: str, stops: str, mlflow_store: str, tmp_path: Path
+) -> None:
+    write_data(tmp_path)
+    table = pd.read_csv(tmp_path / "manifest.csv")
+    table[table["split"] != empty].to_csv(tmp_path / "manifest.csv", index=False)
+    config = tmp_path / "tiny.yaml"
+    config.write_text(tiny_config(train__epochs=1).to_yaml())
+    result = CliRunner().invoke(
+        main, ["finetune", "--config", str(config), "--source", str(tmp_path), "--bits", "101010"]
+    )
+    if stops == "evaluate":
+        assert result.exit_code == 0, result.stderr
+        run_id = json.loads(result.stdout.splitlines()[-1])["run_id"]
+        result = CliRunner().invoke(main, ["evaluate", "--run-id", run_id])
+    assert result.exit_code == 2
+    (line,) = [text for text in result.stderr.splitlines() if text.startswith("fairtune: ")]
+    assert f"the {empty} split of 'folder' has no images" in line
+    assert "Traceback" not in result.stderr
