@@ -36,6 +36,8 @@ NOT_AN_IMAGE = "image cannot be decoded: send a whole JPEG or PNG file"
 TOO_MANY = "more than {limit} rows in one request: send smaller batches"
 FAILED = "the model failed on this image"
 TOO_MANY_PIXELS = "image has more than {limit} pixels"
+DEFLATED = "image is a deflated DICOM file: send it without that compression"
+DEFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99"  # PS3.5 A.5
 # Reasons of `ImageError` that hold no text from the file; other reasons may quote it.
 HARMLESS = ("has ", "is damaged", "is truncated", "does not fit", "needs ")
 
@@ -194,10 +196,14 @@ def check_header(data: bytes, limit: int) -> None:
     Raises
     ------
     RowError
-        Too many pixels, or a NumPy array, which training reads from disk but no client sends.
+        Too many pixels; a NumPy array, which training reads from disk but no client sends; or a
+        DICOM file that is deflated as a whole, header and all, so that nothing says how large it
+        will be, and pydicom inflates it without a limit.
     """
     if data.startswith(b"\x93NUMPY"):
         raise RowError(NOT_AN_IMAGE)
+    if data[128:132] == b"DICM" and DEFLATED_SYNTAX in data:
+        raise RowError(DEFLATED)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size

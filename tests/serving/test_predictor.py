@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import base64
+import io
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -86,6 +88,36 @@ def test_a_bad_row_says_why_and_leaves_its_neighbours_alone(
     assert bad["probability_benign"] is None
     assert first["error"] is None
     assert first == last
+
+
+def test_dicom_is_answered_where_its_reader_is_installed(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from data.test_medical import RAMP, dicom
+
+    data = dicom(RAMP)
+    (answer,) = predictor.predict([encode(data)])
+    want = expected(data, tiny_model(), predictor.spec)
+    assert answer["probability_malignant"] == pytest.approx(want[1], abs=1e-5)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    (answer,) = predictor.predict([encode(data)])
+    assert answer["error"].startswith("image needs pydicom")
+
+
+def test_a_deflated_dicom_is_refused_before_it_is_inflated(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from data.test_medical import dicom
+    from pydicom import dcmread
+
+    bomb = dcmread(io.BytesIO(dicom(np.zeros((4000, 4000), np.uint8))))
+    bomb.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+    buffer = io.BytesIO()
+    bomb.save_as(buffer, enforce_file_format=True)
+    assert len(buffer.getvalue()) < 100_000
+    monkeypatch.setattr("zlib.decompress", pytest.fail)
+    (answer,) = predictor.predict([encode(buffer.getvalue())])
+    assert answer["error"] == texts.DEFLATED
 
 
 def test_limits_on_size_and_rows() -> None:
