@@ -7,12 +7,11 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from fairtune.config import Config
 from fairtune.errors import InputError
 from fairtune.peft import apply_mask, get_space, head_names, weights_hash
 from fairtune.peft.checkpoint import write_weights
+from fairtune.progress import progress_bar
 from fairtune.seeding import seed as named_seed
 from fairtune.training import Epoch, fine_tune
 from fairtune.workspace import open_workspace
@@ -47,7 +46,7 @@ def pretrain(config: Config, source: str | None, output: Path) -> Pretrained:
     seed = named_seed(config.seed, "pretrain")
     model = workspace.base.fresh(seed, from_scratch=True)
     apply_mask(model, get_space("train_from_scratch").mask(model, ()))
-    with tqdm(total=config.train.epochs, unit="epoch", desc="pretrain") as bar:
+    with progress_bar(total=config.train.epochs, unit="epoch", desc="pretrain") as bar:
 
         def on_epoch(epoch: Epoch) -> bool:
             accuracy = epoch.report.headline["accuracy"]

@@ -10,7 +10,7 @@ import pytest
 import fairtune
 
 ROOT = Path(fairtune.__file__).parent
-COMMON = {"errors", "registry", "seeding"}
+COMMON = {"errors", "progress", "registry", "seeding"}
 ALLOWED = {
     "data": set(),
     "peft": set(),

@@ -80,8 +80,10 @@ def main(verbose: int, quiet: bool) -> None:
     Your own images:     fairtune init --source my_images
     Look at the runs:    mlflow ui
     """
+    from fairtune.progress import LogHandler
+
     level = logging.ERROR if quiet else logging.DEBUG if verbose > 1 else logging.INFO
-    logging.basicConfig(stream=sys.stderr, format="%(levelname).1s %(name)s: %(message)s")
+    logging.basicConfig(handlers=[LogHandler()], format="%(levelname).1s %(name)s: %(message)s")
     logging.getLogger("fairtune").setLevel(level)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 

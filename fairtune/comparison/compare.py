@@ -10,7 +10,6 @@ from itertools import groupby
 
 import pandas as pd
 import yaml
-from tqdm import tqdm
 
 from fairtune.comparison.methods import Method
 from fairtune.comparison.output import write_results
@@ -20,6 +19,7 @@ from fairtune.comparison.unit import UNIT, Unit, UnitRunner, units
 from fairtune.config import parse_config
 from fairtune.errors import FairtuneError, InputError
 from fairtune.interrupt import StopRequest
+from fairtune.progress import progress_bar
 from fairtune.search.executors import Executor, make_executor
 from fairtune.search.search import EXPERIMENT
 from fairtune.tracking.runs import KIND, RunLog, existing_run, open_run
@@ -143,9 +143,7 @@ def run_units(
     """Run units, `width` at a time, and show the time that is left."""
     started = time.monotonic()
     total = len(units(runner.comparison))
-    bar = tqdm(
-        total=total, initial=total - len(todo), unit="unit", desc="compare", dynamic_ncols=True
-    )
+    bar = progress_bar(total=total, initial=total - len(todo), unit="unit", desc="compare")
     with bar:
         for chunk in _chunks(todo, width):
             minutes = (time.monotonic() - started) / 60

@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from tqdm import tqdm
 
 from fairtune.errors import InputError
 from fairtune.fairness.disparities import DISPARITIES
@@ -22,6 +21,7 @@ from fairtune.fairness.grouping import groupings
 from fairtune.fairness.metrics import Floats, Labels, log_losses, predict
 from fairtune.fairness.naming import slug
 from fairtune.fairness.validation import check_scores, check_threshold
+from fairtune.progress import progress_bar
 
 BLOCK_BYTES = 2**25  # one (N, b) array of doubles; a handful are alive at a time
 MIN_BLOCK = 64  # resamples; below, the calls cost more than the sums
@@ -55,7 +55,9 @@ def multiplicities(n_clusters: int, n_rows: int, n_resamples: int, seed: int) ->
     """Yield blocks (U, b) of multiplicities, together `n_resamples` columns; each sums to U."""
     generator = np.random.default_rng(seed)
     block = max(MIN_BLOCK, BLOCK_BYTES // (8 * n_rows))
-    with tqdm(total=n_resamples, desc="bootstrap", unit="resample", delay=2, leave=False) as bar:
+    with progress_bar(
+        total=n_resamples, desc="bootstrap", unit="resample", delay=2, leave=False
+    ) as bar:
         for start in range(0, n_resamples, block):
             b = min(block, n_resamples - start)
             drawn = generator.integers(0, n_clusters, size=(n_clusters, b))

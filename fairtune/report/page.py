@@ -8,8 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
+from fairtune.progress import progress_bar
 from fairtune.report import sections
 from fairtune.report.answer import SPLIT_WORDS, answer
 from fairtune.report.comparison import comparison_page
@@ -89,7 +88,7 @@ def _write_comparison(log: RunLog, folder: str | Path | None) -> Path:
 def draw(story: Story) -> dict[str, Drawing]:
     """Draw every figure that the story has, by name, in the order of the page."""
     with look():
-        bar = tqdm(_drawings(story), desc="report", unit="figure", leave=False)
+        bar = progress_bar(_drawings(story), desc="report", unit="figure", leave=False)
         return {drawing.name: drawing for drawing in bar}
 
 

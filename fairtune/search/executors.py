@@ -19,11 +19,11 @@ import mlflow
 import numpy as np
 from hyperopt import JOB_STATE_ERROR, Trials, fmin
 from hyperopt.exceptions import AllTrialsFailed
-from tqdm import tqdm
 
 import fairtune
 from fairtune.errors import FairtuneError, InputError
 from fairtune.interrupt import InterruptedSearchError, StopRequest
+from fairtune.progress import progress_bar
 from fairtune.search.proposer import Proposer
 from fairtune.search.runner import ERROR, KEY, TrialRunner
 from fairtune.search.settings import SearchSettings
@@ -102,8 +102,7 @@ class SerialExecutor(Executor):
         title: str = "",
     ) -> list[B]:
         """See `Executor.map`."""
-        show = bool(title) and logger.isEnabledFor(logging.WARNING)
-        bar = tqdm(items, desc=title, unit="fine-tune", dynamic_ncols=True, disable=not show)
+        bar = progress_bar(items, desc=title, unit="fine-tune", disable=not title)
         return [function(item) for item in bar]
 
 

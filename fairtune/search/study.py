@@ -15,10 +15,10 @@ from typing import Any
 from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK, Trials
 from hyperopt.base import Domain
 from mlflow.entities import Run
-from tqdm import tqdm
 
 from fairtune.errors import FairtuneError
 from fairtune.fairness import Objective, get_objective
+from fairtune.progress import progress_bar
 from fairtune.search.executors import Executor
 from fairtune.search.point import Point, SearchSpace
 from fairtune.search.proposer import Proposer, algorithm, trial_doc
@@ -119,7 +119,8 @@ def run_study(
     past.restore(trials, runner, objective)
     if not propose:
         return _finished(trials, runner.space, runner.parent.run_id)
-    with _Progress(settings.trials, objective, show=show_progress) as progress:
+    done = len(past.done)
+    with _Progress(settings.trials, objective, show=show_progress, done=done) as progress:
         progress.update(trials)
         proposer = Proposer(
             space=runner.space,
@@ -249,17 +250,15 @@ def _hopeless(results: list[dict[str, Any]]) -> bool:
 
 
 class _Progress:
-    """A bar over the trials on stderr: time left, the best value so far, images per second."""
+    """Time left, the best value so far, images per second: a bar, or where nobody looks on log lines.
 
-    def __init__(self, total: int, objective: Objective, *, show: bool) -> None:
-        self.objective = objective
-        loud = logger.isEnabledFor(logging.WARNING)  # --quiet asks for errors alone
-        self.bar = tqdm(
-            total=total,
-            unit="trial",
-            desc="search",
-            dynamic_ncols=True,
-            disable=not (show and loud),
+    `done` trials were there before and say nothing of the time that is left.
+    """
+
+    def __init__(self, total: int, objective: Objective, *, show: bool, done: int = 0) -> None:
+        self.objective, self.show, self.done = objective, show, done
+        self.bar = progress_bar(
+            total=total, initial=done, unit="trial", desc="search", disable=not show
         )
 
     def __enter__(self) -> _Progress:
@@ -273,13 +272,15 @@ class _Progress:
             doc["result"] for doc in trials._dynamic_trials if doc["state"] == JOB_STATE_DONE
         ]
         values = [r["value"] for r in results if r.get("status") == STATUS_OK]
+        new, self.done = len(results) - self.done, len(results)
         if values:
             best = min(values, key=self.objective.loss)
             speed = next(r["images_per_second"] for r in reversed(results) if "value" in r)
-            self.bar.set_postfix_str(
-                f"best {self.objective.name} {best:.3f}, {speed:,.0f} images/s", refresh=False
-            )
-        self.bar.update(len(results) - self.bar.n)
+            said = f"best {self.objective.name} {best:.3f}, {speed:,.0f} images/s"
+            self.bar.set_postfix_str(said, refresh=False)
+            if self.show and self.bar.disable and new:
+                logger.info("%d of %d trials: %s", self.done, self.bar.total, said)
+        self.bar.update(new)
 
 
 def _finished(trials: Trials, space: SearchSpace, parent: str) -> list[FinishedTrial]:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from timm.layers.drop import DropPath
 from torch import nn
+from tqdm import tqdm
 
 from fairtune.errors import InputError
 from fairtune.fairness import FairnessReport, Objective, check_groups, get_objective
 from fairtune.peft import Mask, save_delta
+from fairtune.progress import progress_bar
 from fairtune.search.point import Extras
 from fairtune.search.pruning import Pruner
 from fairtune.search.settings import DROP_PATH
@@ -125,19 +127,23 @@ class Rungs:
 
 @dataclass
 class _Watch:
-    """Judge and log every epoch; say whether the trial goes on."""
+    """Judge, log and show every epoch; say whether the trial goes on."""
 
     log: RunLog
     objective: Objective
     rungs: Rungs | None
     should_stop: Callable[[], bool]
-    value: float = math.nan
+    bar: tqdm[Any]
+    values: list[float] = field(default_factory=list)
     pruned: bool = False
 
     def __call__(self, epoch: Epoch) -> bool:
-        self.value = self.objective.value(epoch.report)
+        value = self.objective.value(epoch.report)
+        self.values.append(value)
+        best = min(self.values, key=self.objective.loss)
+        self.bar.set_postfix_str(f"{self.objective.name} {value:.3f}, best {best:.3f}")
         metrics = {
-            "objective": self.value,  # first: the tracking UI offers metrics in the order of writing
+            "objective": value,  # first: the tracking UI offers metrics in the order of writing
             **split_metrics("val", epoch.report),
             "train/loss": epoch.loss,
             "train/learning_rate": epoch.learning_rate,
@@ -146,11 +152,24 @@ class _Watch:
             "validation_seconds": epoch.validation_seconds,
         }
         if self.rungs is not None and epoch.number in self.rungs.epochs:
-            worth = -self.objective.loss(self.value)
+            worth = -self.objective.loss(value)
             metrics[f"{RUNG}{epoch.number:03d}"] = worth
             self.pruned = not self.rungs.goes_on(epoch.number, worth)
         self.log.log(metrics=metrics, step=epoch.number)
         return not (self.pruned or self.should_stop())
+
+
+def _bar(images: int, epochs: int) -> tqdm[Any]:
+    """Return the bar within a fine-tune: time left and images per second, over all epochs."""
+    what = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+    return progress_bar(
+        total=images,
+        desc=f"fine-tune, {what}",
+        unit=" images",
+        unit_scale=True,
+        smoothing=0.05,  # an epoch's judgement counts in the time that is left
+        leave=False,
+    )
 
 
 def run_trial(
@@ -194,26 +213,29 @@ def run_trial(
     model = workspace.model(mask, named_seed(seed, "model"))
     if drop_path:
         set_drop_path(model, drop_path)
-    watch = _Watch(log, objective, rungs, should_stop)
+    train, recipe = workspace.split("train"), workspace.config.train
+    bar = _bar(len(train) * recipe.epochs, recipe.epochs)
+    watch = _Watch(log, objective, rungs, should_stop, bar)
     reset_peak(workspace.device)
     started = time.perf_counter()
-    with _profiled(log) if profile else nullcontext() as report_profile:
+    with bar, _profiled(log) if profile else nullcontext() as report_profile:
         result = fine_tune(
             model,
-            workspace.split("train"),
+            train,
             workspace.split("val"),
             workspace.spec,
-            workspace.config.train.changed({**changes, "learning_rate": learning_rate}),
+            recipe.changed({**changes, "learning_rate": learning_rate}),
             seed=named_seed(seed, "fine-tune"),
             device=workspace.device,
             on_epoch=watch,
+            on_step=bar.update,
         )
         if report_profile is not None:
             report_profile(result)
     assert result.probabilities is not None
     trial = Trial(
         run_id=log.run_id,
-        value=watch.value,
+        value=watch.values[-1],
         report=result.report,
         probabilities=result.probabilities,
         epochs=result.epochs[-1].number,

@@ -50,6 +50,7 @@ def fine_tune(
     seed: int,
     device: torch.device,
     on_epoch: Callable[[Epoch], bool] = lambda epoch: True,
+    on_step: Callable[[int], object] = lambda images: None,
 ) -> FineTuneResult:
     """Fine-tune what the mask left trainable, in place.
 
@@ -65,6 +66,8 @@ def fine_tune(
         Of order, augmentation and dropout. The same seed on the same machine gives the same bits.
     on_epoch
         Called after every epoch that is judged; False ends the fine-tune.
+    on_step
+        Told after every step how many images it had.
 
     Raises
     ------
@@ -77,7 +80,7 @@ def fine_tune(
     with deterministic(recipe.deterministic), ExitStack() as held:
         run = _FineTune(model, train, val, spec, recipe, seed, device, held)
         for number in range(1, recipe.epochs + 1):
-            trained = run.train_epoch(number)
+            trained = run.train_epoch(number, on_step)
             if number % recipe.judge_every and number < recipe.epochs:
                 continue
             epoch, result.probabilities = run.judge(trained)
@@ -149,7 +152,7 @@ class _FineTune:
             tap=held.enter_context(feature_tap(model, self.strategy.uses_features)),
         )
 
-    def train_epoch(self, number: int) -> _Trained:
+    def train_epoch(self, number: int, on_step: Callable[[int], object]) -> _Trained:
         """Train one epoch, the `number`th."""
         set_train_mode(self.model)
         started, waiting, seen = time.perf_counter(), 0.0, 0
@@ -166,6 +169,7 @@ class _FineTune:
             seen += len(y)
             steps += 1
             self.updates += 1
+            on_step(len(y))
             asked = time.perf_counter()
         loss = float(total) / seen
         if not np.isfinite(loss):

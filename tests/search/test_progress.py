@@ -1,17 +1,25 @@
-"""The bar of a search: how long it will take, how fast it is, what is best so far."""
+"""The bars of a search and of a trial: how long it will take, how fast it is, what is best so far."""
 
 from __future__ import annotations
 
+import io
 import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK, Trials
+from search.samples import N_IMAGES, tiny_config
 
 from fairtune.fairness import get_objective
 from fairtune.interrupt import StopRequest
+from fairtune.progress import LogHandler, progress_bar
 from fairtune.search.executors import SerialExecutor
+from fairtune.search.single import fine_tune_once
 from fairtune.search.study import _Progress
 
 
@@ -24,27 +32,90 @@ def ended(value: float, speed: float) -> dict[str, Any]:
     return {"status": STATUS_OK, "value": value, "images_per_second": speed}
 
 
-def test_it_shows_time_left_speed_and_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+class Terminal(io.StringIO):
+    """A stderr that someone looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@contextmanager
+def terminal() -> Iterator[Terminal]:
+    """Let stderr be a terminal. No fixture: pytest gives every phase of a test its own stderr."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", Terminal())
+        yield cast(Terminal, sys.stderr)
+
+
+def test_it_shows_time_left_speed_and_the_best() -> None:
     failed = {"status": STATUS_FAIL}
-    with _Progress(4, get_objective("auroc_gap"), show=True) as progress:
+    with terminal() as screen, _Progress(4, get_objective("auroc_gap"), show=True) as progress:
         progress.update(trials(ended(0.2, 90.0), failed, ended(0.3, 123.4), failed))
-    shown = capsys.readouterr().err
+    shown = screen.getvalue()
     assert "best auroc_gap 0.200, 123 images/s" in shown  # a gap is better when it is small
     assert "4/4" in shown
     assert "<" in shown  # elapsed<remaining
 
 
-def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str], caplog: Any) -> None:
+def test_quiet_is_quiet(caplog: Any) -> None:
     with (
+        terminal() as screen,
         caplog.at_level(logging.ERROR, logger="fairtune"),
         _Progress(4, get_objective("auroc"), show=True) as progress,
     ):
         progress.update(trials(ended(0.2, 90.0)))
         SerialExecutor().map(str, [1], cast(Any, None), StopRequest(), title="finals")
+    assert screen.getvalue() == ""
+
+
+def test_the_finals_have_a_bar() -> None:
+    with terminal() as screen:
+        made = SerialExecutor().map(str, [1, 2], cast(Any, None), StopRequest(), title="finals")
+    assert made == ["1", "2"]
+    assert "finals: 100%" in screen.getvalue()
+
+
+def test_where_nobody_looks_on_there_are_lines_and_no_bar(
+    capsys: pytest.CaptureFixture[str], caplog: Any
+) -> None:
+    with (
+        caplog.at_level(logging.INFO, logger="fairtune"),
+        _Progress(4, get_objective("auroc"), show=True, done=1) as progress,
+    ):
+        progress.update(trials(ended(0.2, 90.0)))  # was there before
+        progress.update(trials(ended(0.2, 90.0), ended(0.3, 123.4)))
+        progress.update(trials(ended(0.2, 90.0), ended(0.3, 123.4)))  # asked again
+    assert caplog.messages == ["2 of 4 trials: best auroc 0.300, 123 images/s"]
     assert capsys.readouterr().err == ""
 
 
-def test_the_finals_have_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    made = SerialExecutor().map(str, [1, 2], cast(Any, None), StopRequest(), title="finals")
-    assert made == ["1", "2"]
-    assert "finals: 100%" in capsys.readouterr().err
+@pytest.mark.parametrize("level", [logging.INFO, logging.ERROR])
+def test_a_fine_tune_shows_what_is_left_of_it(
+    store: str,
+    source: str,
+    caplog: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    level: int,
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)  # no thread of tqdm's
+    with caplog.at_level(level, logger="fairtune"), terminal() as screen:
+        fine_tune_once(tiny_config(train__epochs=2), source, (0,) * 6, StopRequest())
+    shown = screen.getvalue()
+    if level == logging.ERROR:
+        assert shown == ""
+        return
+    assert "fine-tune, 2 epochs" in shown
+    assert f"/{N_IMAGES // 2 * 2}" in shown  # all epochs' images
+    assert "images/s" in shown
+    assert re.search(r"worst_group_auroc 0\.\d{3}, best 0\.\d{3}", shown)
+    assert not re.search(r"\x1b\[[\d;]*m", shown)  # no colour
+
+
+def test_log_lines_stand_above_the_bar() -> None:
+    with terminal() as screen, progress_bar(total=2, desc="trials") as bar:
+        bar.update()
+        LogHandler(sys.stderr).emit(logging.makeLogRecord({"msg": "one failed"}))
+    lines = re.split(r"[\r\n]", screen.getvalue())
+    assert "one failed" in lines
+    assert any(line.startswith("trials:  50%") for line in lines)
