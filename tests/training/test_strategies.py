@@ -168,7 +168,14 @@ def test_a_blind_strategy_trains_where_groups_are_missing(
 ) -> None:
     nothing = pd.DataFrame({"site": [None] * len(small_train)})
     split = dataclasses.replace(small_train, groups=nothing)
-    run(model_of(), split, small_val, with_strategy(recipe, name))
+    model = model_of()
+    before = {key: value.clone() for key, value in delta_state(model).items()}
+    result = run(model, split, small_val, with_strategy(recipe, name))
+    assert np.isfinite([epoch.loss for epoch in result.epochs]).all()
+    moved = [
+        key for key, value in delta_state(model).items() if not torch.equal(value, before[key])
+    ]
+    assert moved
 
 
 @pytest.mark.parametrize("name", SEEING)
