@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import shlex
@@ -13,6 +14,7 @@ from mlflow.projects._project_spec import load_project
 from fairtune import __version__
 from fairtune.cli import SECTIONS, main
 from fairtune.machine import Check
+from fairtune.tracking.gate import GateLimits
 
 ROOT = Path(__file__).parents[1]
 PROJECT = load_project(str(ROOT))
@@ -113,6 +115,17 @@ def test_an_entry_point_calls_its_command_with_options_that_exist(
         if parameter.default:  # the project's default is the command's
             option = {"config": "config_path"}.get(key, key)
             assert str(context.params[option]) == parameter.default
+
+
+@pytest.mark.parametrize("rollback", ["true", "False"])
+def test_the_project_takes_a_promotion_back(rollback: str, tmp_path: Path) -> None:
+    entry = PROJECT.get_entry_point("promote")
+    line = entry.compute_command({"name": "skin", "rollback": rollback}, str(tmp_path))
+    context = main.commands["promote"].make_context("promote", shlex.split(line)[2:])
+    assert context.params["rollback"] is (rollback == "true")
+    limits = {item.name for item in dataclasses.fields(GateLimits)}
+    assert limits <= set(entry.parameters)
+    assert limits <= set(context.params)
 
 
 def test_main_is_search() -> None:

@@ -9,8 +9,10 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 
+from fairtune.cli import main
 from fairtune.errors import GateRefusedError, InputError
 from fairtune.tracking import aliases
 from fairtune.tracking.aliases import LOCK_SUFFIX, alias_lock, alias_version
@@ -113,6 +115,32 @@ def test_better_for_the_worst_group_is_promoted_and_rolled_back(
     assert alias_version(store, NAME, "champion") == first
     assert alias_version(store, NAME, "previous") == second
     assert tags(store, first)["fairtune.gate"] == "rolled_back"
+
+
+def test_the_command_line_promotes_refuses_and_rolls_back(
+    store: MlflowClient, tmp_path: Path
+) -> None:
+    first = version(store, predictions({"north": 2.5, "south": 2.0}), tmp_path)
+    better = version(store, predictions(GOOD, noise=1), tmp_path)
+    worse = version(store, predictions({"north": 2.5, "south": 1.0}, noise=2), tmp_path)
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(main, ["promote", NAME, *arguments])
+
+    assert run("--version", first).exit_code == 0
+    done = run("--version", better)
+    assert done.exit_code == 0, done.stderr
+    last = {"model_name": NAME, "model_version": better, "outcome": "promoted"}
+    assert json.loads(done.stdout.splitlines()[-1]) == last
+    refused = run("--version", worse)
+    assert (refused.exit_code, refused.stdout) == (3, "")
+    assert refused.stderr.startswith(f"fairtune: {NAME} version {worse} refused: compared with")
+    assert "lower bound of the difference of worst_group_auroc" in refused.stderr
+    assert alias_version(store, NAME, "champion") == better
+    wide = ("--worst-group-margin", "1", "--auroc-margin", "1", "--equalized-odds-limit", "1")
+    assert run("--version", worse, *wide).exit_code == 0
+    assert run("--rollback").exit_code == 0
+    assert alias_version(store, NAME, "champion") == better
 
 
 def test_worse_for_one_group_is_refused_though_better_overall(

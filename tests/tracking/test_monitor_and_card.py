@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import html
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 from test_gate import GOOD, NAME, predictions, store, version  # noqa: F401
 
+from fairtune.cli import main
 from fairtune.errors import GateRefusedError, InputError
 from fairtune.fairness import evaluate
 from fairtune.tracking.gate import promote
@@ -64,6 +67,23 @@ def test_a_group_that_got_worse_breaks_a_limit(
         [store.get_experiment_by_name("e").experiment_id], "tags.`fairtune.broken` != ''"
     )
     assert "worst_group_auroc" in run.data.tags["fairtune.broken"]
+
+
+def test_the_command_line_says_whether_a_limit_is_broken(champion: str, tmp_path: Path) -> None:
+    def run(table: pd.DataFrame, *options: str) -> Result:
+        path = str(saved(table, tmp_path))
+        return CliRunner().invoke(
+            main, ["monitor", "--name", NAME, "--predictions", path, *options]
+        )
+
+    kept = run(predictions(GOOD))
+    assert kept.exit_code == 0, kept.stderr
+    assert json.loads(kept.stdout.splitlines()[-1])["broken"] == []
+    worse = predictions({"north": 2.5, "south": 1.0})
+    broken = run(worse)
+    assert (broken.exit_code, broken.stdout) == (3, "")
+    assert "broken: auroc, worst_group_auroc" in broken.stderr
+    assert run(worse, "--margin", "0.5").exit_code == 0
 
 
 def test_a_small_sample_is_no_alarm(champion: str, tmp_path: Path) -> None:
