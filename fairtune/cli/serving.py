@@ -47,7 +47,21 @@ def predict(images: tuple[Path, ...], model: str) -> None:
     group="Server",
 )
 @option("--workers", default=1, type=click.IntRange(1), help="Server processes.", group="Server")
-def serve(model: str, host: str, port: int, workers: int) -> None:
+@option(
+    "--body-limit",
+    default=32,
+    type=click.IntRange(1),
+    help="MiB; a larger request gets 413. All that arrive at once may have eight times as much.",
+    group="Limits",
+)
+@option(
+    "--timeout",
+    default=60.0,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds for an answer to be made.",
+    group="Limits",
+)
+def serve(model: str, host: str, port: int, workers: int, body_limit: int, timeout: float) -> None:
     """Serve a registered model over HTTP: /invocations, /ping, /health, /version.
 
     \b
@@ -56,4 +70,13 @@ def serve(model: str, host: str, port: int, workers: int) -> None:
     """
     from fairtune.serving.server import serve as run_server
 
-    sys.exit(run_server(model, host=host, port=port, workers=workers))
+    status = run_server(
+        model,
+        host=host,
+        port=port,
+        workers=workers,
+        body_limit=body_limit * 2**20,
+        memory_limit=8 * body_limit * 2**20,
+        request_timeout=timeout,
+    )
+    sys.exit(status)

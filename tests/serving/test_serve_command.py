@@ -24,6 +24,13 @@ def test_it_serves_until_it_is_told_to_stop(registered: str) -> None:
                 break
             except requests.ConnectionError:
                 time.sleep(0.1)
+        refused = requests.post(
+            address.replace("version", "invocations"),
+            data=b" " * (2**20 + 1),
+            headers={"Content-Type": "application/json"},
+            timeout=5,
+        )
+        assert refused.status_code == 413
         process.terminate()
         assert process.wait(20) == 0
         with pytest.raises(requests.ConnectionError):
@@ -45,8 +52,6 @@ def test_interrupted_while_loading_it_leaves_no_process(registered: str) -> None
 
 
 def start(store: str, port: int) -> subprocess.Popen[bytes]:
-    code = (
-        f"from fairtune.serving.server import serve; raise SystemExit(serve('moles', port={port}))"
-    )
+    command = [sys.executable, "-m", "fairtune", "serve", "--model", "moles", "--body-limit", "1"]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": store}
-    return subprocess.Popen([sys.executable, "-c", code], env=environment)
+    return subprocess.Popen([*command, "--port", str(port)], env=environment)
