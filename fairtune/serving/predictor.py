@@ -205,14 +205,26 @@ def check_header(data: bytes, limit: int) -> None:
     if data[128:132] == b"DICM" and DEFLATED_SYNTAX in data:
         raise RowError(DEFLATED)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
+        width, height = _promised_size(data)
     except Image.DecompressionBombError:
         raise RowError(TOO_MANY_PIXELS.format(limit=limit)) from None
-    except Exception:  # not for Pillow (DICOM, say) or damaged: decoding says which
+    except Exception:  # damaged, or pydicom is not installed: decoding says which
         return
     if width * height > limit:
         raise RowError(TOO_MANY_PIXELS.format(limit=limit))
+
+
+def _promised_size(data: bytes) -> tuple[int, int]:
+    """Read width and height out of an image's header; raises nearly anything on damaged data."""
+    if data[128:132] != b"DICM":
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.size
+    import pydicom
+
+    header = pydicom.dcmread(
+        io.BytesIO(data), stop_before_pixels=True, specific_tags=["Rows", "Columns"]
+    )
+    return int(header.Columns), int(header.Rows)
 
 
 def decode_base64(value: object, limit: int) -> bytes:

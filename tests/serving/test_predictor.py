@@ -120,6 +120,17 @@ def test_a_deflated_dicom_is_refused_before_it_is_inflated(
     assert answer["error"] == texts.DEFLATED
 
 
+def test_a_dicom_that_promises_too_many_pixels_is_refused_undecoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from data.test_medical import RAMP, dicom
+
+    predictor = Predictor(tiny_model(), tiny_spec(max_pixels=RAMP.size - 1), device="cpu")
+    monkeypatch.setattr("pydicom.pixels.utils.pixel_array", pytest.fail)
+    (answer,) = predictor.predict([encode(dicom(RAMP))])
+    assert answer["error"] == texts.TOO_MANY_PIXELS.format(limit=RAMP.size - 1)
+
+
 def test_limits_on_size_and_rows() -> None:
     data = image_bytes()
     small = Predictor(tiny_model(), tiny_spec(max_image_bytes=len(data) - 1, max_rows=2))
