@@ -69,7 +69,11 @@ class _Commands(click.Group):
 @click.group("fairtune", cls=_Commands, context_settings=CONTEXT)
 @click.version_option(__version__)
 @click.option(
-    "-v", "--verbose", count=True, show_default=False, help="Say more: -v progress, -vv everything."
+    "-v",
+    "--verbose",
+    count=True,
+    show_default=False,
+    help="Say more: -v details, -vv the libraries too.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
 def main(verbose: int, quiet: bool) -> None:
@@ -82,9 +86,11 @@ def main(verbose: int, quiet: bool) -> None:
     """
     from fairtune.progress import LogHandler
 
-    level = logging.ERROR if quiet else logging.DEBUG if verbose > 1 else logging.INFO
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(handlers=[LogHandler()], format="%(levelname).1s %(name)s: %(message)s")
     logging.getLogger("fairtune").setLevel(level)
+    if verbose > 1:
+        logging.getLogger().setLevel(logging.INFO)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 

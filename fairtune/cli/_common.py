@@ -42,9 +42,8 @@ class Command(click.Command):
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
-                title = getattr(parameter, "group", "Help" if not parameter.required else "Options")
-                groups.setdefault(title, []).append(record)
+            if record is not None and isinstance(parameter, click.Option):  # not the usage's words
+                groups.setdefault(getattr(parameter, "group", "Help"), []).append(record)
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)

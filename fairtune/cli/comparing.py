@@ -38,6 +38,7 @@ def cross_test(
     "config_path",
     default="",
     help="YAML file of a comparison, as in configs/compare/; not needed with --resume.",
+    group="Configuration",
 )
 @option(
     "-o",
@@ -46,14 +47,21 @@ def cross_test(
     multiple=True,
     metavar="KEY=VALUE",
     help="Change a key in the configuration of every task: -o train.epochs=3. Repeatable.",
+    group="Configuration",
 )
 @option(
     "--overrides",
     "override_text",
     default="",
     help="The same in one string, separated by spaces, as MLproject passes it.",
+    group="Configuration",
 )
-@option("--source", default="", help="Folder with the official download, for all tasks.")
+@option(
+    "--source",
+    default="",
+    help="Folder with the official download, for all tasks.",
+    group="Configuration",
+)
 @option("--folds", default=0, help="Cross-testing in this many folds, 3 or more; 0 = no.")
 @option("--resume", default="", metavar="RUN_ID", help="Go on with a comparison.")
 @option("--max-minutes", default=0.0, help="Start nothing after these; 0 = no limit.")
