@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """Keep every test's decoded images out of the user's cache, and share them between tests."""
     cache = tmp_path_factory.getbasetemp() / "fairtune-cache"
     monkeypatch.setenv("FAIRTUNE_CACHE", os.environ.get("FAIRTUNE_TEST_CACHE", str(cache)))
+
+
+@pytest.fixture(autouse=True)
+def _own_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the code of models that a test loads: MLflow puts its folder first on the path."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 @pytest.fixture(scope="session")
