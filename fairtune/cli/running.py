@@ -129,9 +129,12 @@ def finetune(
 
 
 def _dry_run(config: Any, source: str, bits: tuple[int, ...] | None) -> None:
+    from fairtune.comparison.crosstest import fold_config
     from fairtune.search.estimate import estimate
 
-    found = estimate(config, source or None, bits=bits)
+    folds = config.data.folds
+    first = fold_config(config, 0) if folds else config
+    found = estimate(first, source or None, bits=bits, times=folds or 1)
     click.echo(config.to_yaml())
     click.echo(found.parts.to_string(index=False, formatters=dict.fromkeys(COUNTS, "{:,}".format)))
     click.echo()

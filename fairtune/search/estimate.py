@@ -133,7 +133,9 @@ class Estimate:
         )
 
 
-def estimate(config: Config, source: str | None, *, bits: Sequence[int] | None = None) -> Estimate:
+def estimate(
+    config: Config, source: str | None, *, bits: Sequence[int] | None = None, times: int = 1
+) -> Estimate:
     """Estimate a search, or, with the bits of a mask, one fine-tune.
 
     Parameters
@@ -142,6 +144,8 @@ def estimate(config: Config, source: str | None, *, bits: Sequence[int] | None =
         As for `fairtune.search.search.search`.
     bits
         Of the configured space; None estimates the search.
+    times
+        How often it runs, as once in each fold.
 
     Raises
     ------
@@ -167,7 +171,7 @@ def estimate(config: Config, source: str | None, *, bits: Sequence[int] | None =
         n_bits=outline.space.n_bits(outline.base.model),
         slow=slow,
         fast=fast,
-        fine_tunes=fine_tunes,
+        fine_tunes=fine_tunes * times,
         images=images,
         epochs=config.train.epochs,
         device=str(outline.device),

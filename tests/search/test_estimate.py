@@ -62,6 +62,20 @@ def test_a_dry_run_leaves_no_trace(store: str, source: str, tmp_path: Path) -> N
     assert [e.name for e in MlflowClient().search_experiments()] == ["Default"]
 
 
+def test_a_dry_run_of_a_cross_test_counts_every_fold(
+    store: str, source: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.yaml").write_text(tiny_config().to_yaml())
+    arguments = ["finetune", "--config", "a.yaml", "--source", source, "--dry-run"]
+    once = CliRunner().invoke(main, [*arguments, "--bits", "010000"])
+    folds = CliRunner().invoke(main, [*arguments, "--bits", "010000", "--folds", "3"])
+    assert folds.exit_code == 0, folds.stderr
+    one, all_ = (json.loads(result.stdout.splitlines()[-1]) for result in (once, folds))
+    assert (one["fine_tunes"], all_["fine_tunes"]) == (1, 3)
+    assert all_["seconds"][1] == pytest.approx(3 * all_["seconds_per_fine_tune"][1])
+    assert "folds: 3" in folds.stdout  # the configuration is the whole's, not that of a fold
+
+
 def test_what_would_stop_a_search_stops_a_dry_run(source: str) -> None:
     with pytest.raises(InputError, match="6 bits"):
         estimate(tiny_config(), source, bits=(1, 0))
