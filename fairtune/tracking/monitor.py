@@ -73,13 +73,14 @@ class MonitorReport:
 
     @property
     def text(self) -> str:
-        """Return a headline and a table, for people."""
+        """Return a headline, a table and where there is more, for people."""
         head = (
             f"{self.name} version {self.version}: {self.n} predictions, {self.n_judged} with an "
             f"outcome; {'broken: ' + ', '.join(self.broken) if self.broken else 'no limit broken'}"
         )
         table = pd.DataFrame([asdict(watch) for watch in self.watches])
-        return head + "\n" + table.round(4).to_string(index=False)
+        more = f"report: fairtune report {self.run_id}"
+        return "\n".join((head, table.round(4).to_string(index=False), more))
 
 
 def monitor(
