@@ -14,6 +14,7 @@ from fairtune.errors import InputError
 from fairtune.peft.parts import architecture_name
 from fairtune.training.attention import use_plain_attention
 from fairtune.training.compilation import compile_blocks
+from fairtune.training.depthwise import use_fast_depthwise
 from fairtune.training.recipe import Recipe
 
 
@@ -59,9 +60,12 @@ def choose_attention(model: nn.Module, device: torch.device, precision: str) -> 
     224 px) to 4 times (head dimension 16) as fast (torch 2.15, a processor with avx512_bf16). In fp32
     they are even.
     """
-    bf16 = precision == "bf16" or (precision == "auto" and has_native_bf16(device))
-    if device.type == "cpu" and bf16:
+    if device.type == "cpu" and _in_bf16(device, precision):
         use_plain_attention(model)
+
+
+def _in_bf16(device: torch.device, precision: str) -> bool:
+    return precision == "bf16" or (precision == "auto" and has_native_bf16(device))
 
 
 def prepare(model: nn.Module, recipe: Recipe, device: torch.device, steps: int) -> None:
@@ -80,6 +84,8 @@ def prepare(model: nn.Module, recipe: Recipe, device: torch.device, steps: int) 
     # Channels last is how the batches come, and what convolutions read fastest.
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     choose_attention(model, device, recipe.precision)
+    if device.type == "cpu" and _in_bf16(device, recipe.precision):
+        use_fast_depthwise(model)
     if recipe.checkpoint_activations:
         _checkpoint_activations(model)
     compile_blocks(model, recipe.compile, device, steps)
@@ -122,6 +128,6 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Return the context in which a forward pass runs: bf16 autocast or plain fp32."""
-    if precision == "bf16" or (precision == "auto" and has_native_bf16(device)):
+    if _in_bf16(device, precision):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -16,6 +17,11 @@ from fairtune.peft import apply_mask, build_model, get_space, set_train_mode
 from fairtune.training import ImageSpec, Recipe, Split, fine_tune, predict
 from fairtune.training.attention import PlainAttention, use_plain_attention
 from fairtune.training.compilation import LONG, compile_blocks
+from fairtune.training.depthwise import (
+    DepthwiseConv2d,
+    DepthwiseConv2dSame,
+    use_fast_depthwise,
+)
 from fairtune.training.hardware import deterministic
 from fairtune.training.memory import SHARE, fits, on_device, peak, reset_peak
 from fairtune.training.optimization import make_optimizer
@@ -66,6 +72,50 @@ def test_plain_attention_leaves_masks_and_dropout_to_timm() -> None:
     attention = fast.blocks[0].attn.train()
     attention.attn_drop.p = 0.9
     assert not torch.allclose(attention(x), model.blocks[0].attn(x), atol=1e-3)
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2, (2, 1)])
+@pytest.mark.parametrize("same_padding", [False, True])
+def test_depthwise_has_the_gradients_of_torchs(
+    kernel: int, stride: int | tuple[int, int], same_padding: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    kind = Conv2dSame if same_padding else nn.Conv2d
+    padding = 0 if same_padding else kernel // 2
+    model = nn.Sequential(kind(6, 6, kernel, stride, padding, groups=6))
+    fast = copy.deepcopy(model)
+    use_fast_depthwise(fast)
+    assert type(fast[0]) in (DepthwiseConv2d, DepthwiseConv2dSame)
+    assert list(fast.state_dict()) == list(model.state_dict())
+    found = []
+    for one in (model, fast):
+        x = torch.randn(2, 6, 13, 10, generator=generator.manual_seed(1), requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = one(x)
+        out.float().square().sum().backward()
+        found.append([out.float(), x.grad, one[0].weight.grad, one[0].bias.grad])
+    for plain, ours in zip(*found, strict=True):
+        assert ours.shape == plain.shape
+        assert (ours - plain).abs().max() <= 0.02 * plain.abs().max()
+    fast[0].weight.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast(x).float().sum().backward()
+    assert torch.equal(fast[0].weight.grad, found[1][2])  # frozen: nothing is added
+    assert torch.allclose(fast(x), model(x), atol=1e-6)  # in fp32 it is torch's own
+
+
+def test_other_convolutions_stay_torchs() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(6, 6, 3, groups=3),
+        nn.Conv2d(6, 12, 3, groups=6),
+        nn.Conv2d(6, 6, 3, groups=6, dilation=2),
+        nn.Conv2d(6, 6, 3, groups=6, padding="same"),
+        nn.Conv2d(6, 6, 1, groups=6),
+        nn.Conv2d(6, 6, 3),
+    )
+    use_fast_depthwise(model)
+    assert all(type(conv) is nn.Conv2d for conv in model)
 
 
 def test_bf16_under_a_mask_follows_fp32(
