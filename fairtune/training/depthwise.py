@@ -69,7 +69,7 @@ def _weight_gradient(
         for left in _starts(weight.shape[3]):
             seen = padded[:, :, top : top + height, left : left + width]
             part = weight[:, :, top : top + 3, left : left + 3]
-            found[:, :, top : top + 3, left : left + 3] = conv2d_weight(
+            found[:, :, top : top + 3, left : left + 3] = conv2d_weight(  # type: ignore[no-untyped-call]
                 seen.contiguous(memory_format=torch.channels_last),
                 part.shape, gradient, stride, 0, 1, len(weight),
             )  # fmt: skip
