@@ -7,12 +7,15 @@ candidate's repetitions with fresh seeds, on validation:
 
 Where whole searches are too long, one unpruned random search, of which every order of trials is a search
 that could have been: the curves are fixed, so that halving over an order is exact. The objective is then
-that of the best trial that was not pruned:
+that of the best trial that was not pruned. The search is run, or is one of the tracking store:
 
     python -m benchmarks.halving --replay 200 --config configs/ham10000_age.yaml --source DIR
+    python -m benchmarks.halving --replay 200 --run RUN_ID
 """
 
 from __future__ import annotations
+
+import tempfile
 
 import numpy as np
 import pandas as pd
@@ -29,17 +32,15 @@ from fairtune.tracking.runs import existing_run
 RUNGS = (1, 3, 9, 27)
 
 
-def curves(config: Config, source: str | None) -> NDArray[np.float64]:
-    """Run an unpruned search; return the objective of every trial after every epoch, oriented."""
-    objective = get_objective(config.search.objective)
-    with fresh_store():
-        run_id = str(study(config, source)["run_id"])
-        found = []
-        for run in existing_run(run_id).children("tags.`fairtune.kind` = 'trial'"):
-            history = MlflowClient().get_metric_history(run.info.run_id, "objective")
-            values = [-objective.loss(m.value) for m in sorted(history, key=lambda m: m.step)]
-            if len(values) == config.train.epochs:  # a failed trial has none to the end
-                found.append((int(run.data.tags[NUMBER]), values))
+def curves(run_id: str, objective: str, epochs: int) -> NDArray[np.float64]:
+    """Return the objective of every whole trial of a search after every epoch, oriented."""
+    judge = get_objective(objective)
+    found = []
+    for run in existing_run(run_id).children("tags.`fairtune.kind` = 'trial'"):
+        history = MlflowClient().get_metric_history(run.info.run_id, "objective")
+        values = [-judge.loss(m.value) for m in sorted(history, key=lambda m: m.step)]
+        if len(values) == epochs:  # a failed trial has none to the end
+            found.append((int(run.data.tags[NUMBER]), values))
     return np.array([values for _, values in sorted(found)])
 
 
@@ -68,9 +69,8 @@ def replay(values: NDArray[np.float64], config: Config) -> tuple[int, float]:
     return spent, best
 
 
-def replayed(config: Config, halving: Config, source: str | None, orders: int) -> None:
+def replayed(values: NDArray[np.float64], halving: Config, orders: int) -> None:
     """Print what halving would have spent and found in so many orders of the same trials."""
-    values = curves(config, source)
     rng = np.random.default_rng(0)
     rows = [replay(rng.permutation(values), halving) for _ in range(orders)]
     table = pd.DataFrame(rows, columns=["epochs", "objective"])
@@ -89,14 +89,26 @@ def main() -> None:
     """Run what was asked for."""
     options = parser(__doc__, seeds=5)
     options.add_argument("--replay", type=int, default=0, metavar="ORDERS")
+    options.add_argument("--run", metavar="RUN_ID", help="with --replay: of this search")
     given = options.parse_args()
-    epochs = configured(given).train.epochs
-    rungs = [rung for rung in RUNGS if rung < epochs]
-    whole = configured(given, "search.pruning.rule=none")
-    halving = configured(given, "search.pruning.rule=halving", f"search.pruning.rungs={rungs}")
+    with tempfile.TemporaryDirectory() as folder:
+        if given.run:
+            given.config = existing_run(given.run).download("config.yaml", folder)
+        config = configured(given)
+        epochs, objective = config.train.epochs, config.search.objective
+        rungs = [rung for rung in RUNGS if rung < epochs]
+        whole = configured(given, "search.pruning.rule=none")
+        halving = configured(given, "search.pruning.rule=halving", f"search.pruning.rungs={rungs}")
+    if given.replay and given.run:
+        replayed(curves(given.run, objective, epochs), halving, given.replay)
+        return
     if given.replay:
-        rand = configured(given, "search.pruning.rule=none", "search.algorithm=rand")
-        replayed(rand, halving, given.source, given.replay)
+        random = whole.model_copy(
+            update={"search": whole.search.model_copy(update={"algorithm": "rand"})}
+        )
+        with fresh_store():
+            run_id = str(study(random, given.source)["run_id"])
+            replayed(curves(run_id, objective, epochs), halving, given.replay)
         return
     rows = compare({"no pruning": whole, "halving": halving}, given.source, given.seeds)
     table = means(rows, "kind").set_index("kind")

@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from fairtune.errors import InputError
+from fairtune.progress import progress_bar
 from fairtune.serving.loading import download_model
 from fairtune.serving.server import StopRequested, check_port, free_port, signals_raise
 
@@ -94,7 +93,7 @@ def build_image(
 def _follow(lines: Iterator[dict[str, Any]], tag: str) -> None:
     """Turn the engine's messages into a progress bar; raises `InputError` for its error."""
     last = ""
-    with tqdm(desc=f"build {tag}", unit="step") as bar:
+    with progress_bar(desc=f"build {tag}", unit="step") as bar:
         for line in lines:
             text = str(line.get("stream", "")).strip()
             if "error" in line:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import mlflow
 import pandas as pd
 import pytest
 from click.testing import CliRunner
@@ -11,7 +12,9 @@ from search.samples import tiny_config, write_data
 from fairtune.cli import main
 
 
-@pytest.mark.parametrize(("empty", "stops"), [("val", "finetune"), ("test", "evaluate")])
+@pytest.mark.parametrize(
+    ("empty", "stops"), [("val", "finetune"), ("test", "evaluate"), ("test", "search")]
+)
 def test_a_split_without_images_is_one_line(
     empty: str, stops: str, mlflow_store: str, tmp_path: Path
 ) -> None:
@@ -20,9 +23,8 @@ def test_a_split_without_images_is_one_line(
     table[table["split"] != empty].to_csv(tmp_path / "manifest.csv", index=False)
     config = tmp_path / "tiny.yaml"
     config.write_text(tiny_config(train__epochs=1).to_yaml())
-    result = CliRunner().invoke(
-        main, ["finetune", "--config", str(config), "--source", str(tmp_path), "--bits", "101010"]
-    )
+    what = ["search"] if stops == "search" else ["finetune", "--bits", "101010"]
+    result = CliRunner().invoke(main, [*what, "--config", str(config), "--source", str(tmp_path)])
     if stops == "evaluate":
         assert result.exit_code == 0, result.stderr
         run_id = json.loads(result.stdout.splitlines()[-1])["run_id"]
@@ -31,3 +33,5 @@ def test_a_split_without_images_is_one_line(
     (line,) = [text for text in result.stderr.splitlines() if text.startswith("fairtune: ")]
     assert f"the {empty} split of 'folder' has no images" in line
     assert "Traceback" not in result.stderr
+    if stops == "search":
+        assert mlflow.search_runs(search_all_experiments=True).empty  # refused before a run opens

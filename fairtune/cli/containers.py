@@ -7,10 +7,14 @@ from pathlib import Path
 
 import click
 
-from fairtune.cli._common import CONTEXT, print_result
+from fairtune.cli._common import CONTEXT, Command, option, print_result
 
-DEVICE = click.option(
-    "--device", default="cpu", type=click.Choice(["cpu", "gpu"]), help="gpu: with CUDA."
+DEVICE = option(
+    "--device",
+    default="cpu",
+    type=click.Choice(["cpu", "gpu"]),
+    help="gpu: with CUDA.",
+    group="Image",
 )
 
 
@@ -19,18 +23,17 @@ def image() -> None:
     """Build and run fairtune's container images with the Docker engine there is."""
 
 
-@image.command(context_settings=CONTEXT)
-@click.option(
+@image.command(cls=Command, context_settings=CONTEXT)
+@option(
     "--target",
     default="serving",
     type=click.Choice(["serving", "training", "tracking"]),
     help="Which image of the Dockerfile.",
+    group="Image",
 )
 @DEVICE
-@click.option("--tag", default="", help="Name of the image; fairtune-TARGET if not given.")
-@click.option(
-    "--folder", default=".", type=click.Path(path_type=Path), help="A checkout of fairtune."
-)
+@option("--tag", default="", help="Name of the image; fairtune-TARGET if not given.", group="Image")
+@option("--folder", default=".", type=click.Path(path_type=Path), help="A checkout of fairtune.")
 def build(target: str, device: str, tag: str, folder: Path) -> None:
     """Build an image: serving, training, or tracking (mlflow server).
 
@@ -44,11 +47,27 @@ def build(target: str, device: str, tag: str, folder: Path) -> None:
     print_result({"image": tag, "image_id": image_id})
 
 
-@image.command(context_settings=CONTEXT)
-@click.option("--model", required=True, help="NAME (its champion), NAME/VERSION or a model URI.")
-@click.option("--tag", default="fairtune-serving", help="An image of the target serving.")
-@click.option("--host", default="127.0.0.1", help="Address to listen on; this machine by default.")
-@click.option("--port", default=5001, type=click.IntRange(0, 65535), help="0 takes a free port.")
+@image.command(cls=Command, context_settings=CONTEXT)
+@option(
+    "--model",
+    required=True,
+    help="NAME (its champion), NAME/VERSION or a model URI.",
+    group="Server",
+)
+@option("--tag", default="fairtune-serving", help="An image of the target serving.", group="Image")
+@option(
+    "--host",
+    default="127.0.0.1",
+    help="Address to listen on; this machine by default.",
+    group="Server",
+)
+@option(
+    "--port",
+    default=5001,
+    type=click.IntRange(0, 65535),
+    help="0 takes a free port.",
+    group="Server",
+)
 @DEVICE
 def run(model: str, tag: str, host: str, port: int, device: str) -> None:
     """Serve a registered model in a container; the model is copied in, the registry stays here.

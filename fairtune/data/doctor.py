@@ -12,12 +12,12 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from fairtune.data.images import ImageError
 from fairtune.data.manifest import SPLITS, Manifest
 from fairtune.data.references import ImageReader
 from fairtune.data.splits import patients_in_several
+from fairtune.progress import progress_bar
 
 Level = Literal["error", "warning"]
 _JUDGED = ("val", "test")
@@ -167,7 +167,7 @@ def _missing(manifest: Manifest) -> Iterator[Finding]:
 def _images(manifest: Manifest, workers: int, progress: bool) -> Iterator[Finding]:
     """Decode every image: which are bad, and which are the same."""
     names = manifest.table["image"].tolist()
-    bar = tqdm(
+    bar = progress_bar(
         total=len(names),
         desc="reading images",
         unit="img",

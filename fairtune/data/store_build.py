@@ -17,12 +17,12 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from fairtune.data.images import ImageError, resize
 from fairtune.data.manifest import Manifest
 from fairtune.data.references import ImageReader
 from fairtune.errors import InputError
+from fairtune.progress import progress_bar
 
 CHUNK = 8  # images a task: enough to hide its cost, few enough to stop at once
 _Done = tuple[int, dict[int, str]]  # how many images were seen, and the bad ones' rows and reasons
@@ -147,7 +147,7 @@ def _decode(
         return len(rows), bad
 
     threads = workers or _cores()
-    bar = tqdm(
+    bar = progress_bar(
         total=len(images),
         initial=len(images) - len(todo),
         desc=f"decoding {manifest.name}",

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from fairtune.errors import InputError
+from fairtune.progress import progress_bar
 from fairtune.serving.loading import download_model
 from fairtune.serving.spec import IMAGE_COLUMN
 
@@ -52,7 +51,7 @@ def predict_files(
     ask = _server(target, timeout) if over_http else _in_process(target)
     answers: list[Answer] = []
     starts = range(0, len(files), batch_size)
-    for start in tqdm(starts, desc="predict", unit="batch", disable=len(starts) < 2):
+    for start in progress_bar(starts, desc="predict", unit="batch", disable=len(starts) < 2):
         chunk = files[start : start + batch_size]
         rows = ask([_encode(path) for path in chunk])
         if len(rows) != len(chunk):

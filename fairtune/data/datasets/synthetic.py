@@ -48,7 +48,6 @@ import numpy.typing as npt
 import pandas as pd
 from filelock import FileLock
 from pydantic import Field
-from tqdm import tqdm
 
 from fairtune.data.cache import CACHE_VARIABLE, cache_dir
 from fairtune.data.catalog import DATASETS
@@ -56,6 +55,7 @@ from fairtune.data.datasets._common import assemble, grouped
 from fairtune.data.datasets._lesions import MOST_HAIRS, Lesions, draw
 from fairtune.data.manifest import SPLITS, Manifest
 from fairtune.errors import InputError
+from fairtune.progress import progress_bar
 from fairtune.seeding import seed as named_seed
 
 _log = logging.getLogger(__name__)
@@ -247,7 +247,9 @@ def _drawn(lesions: Lesions, size: int, seed: int, options: Mapping[str, object]
 def _all(lesions: Lesions, size: int, seed: int) -> npt.NDArray[np.uint8]:
     chunks = []
     starts = range(0, len(lesions), CHUNK)
-    for start in tqdm(starts, desc="drawing synthetic images", unit=f"{CHUNK} images", delay=2):
+    for start in progress_bar(
+        starts, desc="drawing synthetic images", unit=f"{CHUNK} images", delay=2
+    ):
         rng = np.random.default_rng(named_seed(seed, start))
         chunks.append(draw(lesions[start : start + CHUNK], size, rng))
     return np.concatenate(chunks)
