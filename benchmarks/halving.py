@@ -1,7 +1,8 @@
 """What asynchronous successive halving saves: epochs and seconds, and what it costs in the objective.
 
-Whole searches, with and without halving at the epochs 1, 3, 9, 27; the objective is the mean of the best
-candidate's repetitions with fresh seeds, on validation:
+Whole searches, with and without halving at the epochs 1, 3, 9, 27. Halving comes twice: once with as many
+trials, and once with a third of the epochs and as many trials as they allow. The objective is the mean of the
+best candidate's repetitions with fresh seeds, on validation:
 
     python -m benchmarks.halving [--config FILE --source DIR] [--seeds 5] [-o KEY=VALUE]
 
@@ -91,6 +92,8 @@ def main() -> None:
     options.add_argument("--replay", type=int, default=0, metavar="ORDERS")
     options.add_argument("--run", metavar="RUN_ID", help="with --replay: of this search")
     given = options.parse_args()
+    if given.run and not given.replay:
+        options.error("--run goes with --replay")
     with tempfile.TemporaryDirectory() as folder:
         if given.run:
             given.config = existing_run(given.run).download("config.yaml", folder)
@@ -98,7 +101,8 @@ def main() -> None:
         epochs, objective = config.train.epochs, config.search.objective
         rungs = [rung for rung in RUNGS if rung < epochs]
         whole = configured(given, "search.pruning.rule=none")
-        halving = configured(given, "search.pruning.rule=halving", f"search.pruning.rungs={rungs}")
+        pruning = ["search.pruning.rule=halving", f"search.pruning.rungs={rungs}"]
+        halving = configured(given, *pruning)
     if given.replay and given.run:
         replayed(curves(given.run, objective, epochs), halving, given.replay)
         return
@@ -110,14 +114,28 @@ def main() -> None:
             run_id = str(study(random, given.source)["run_id"])
             replayed(curves(run_id, objective, epochs), halving, given.replay)
         return
-    rows = compare({"no pruning": whole, "halving": halving}, given.source, given.seeds)
-    table = means(rows, "kind").set_index("kind")
-    print(table.to_string())
-    apart = rows.pivot(index="seed", columns="kind", values="objective")
-    gain = apart["halving"] - apart["no pruning"]
-    print(
-        f"\n{table.epochs['no pruning'] / table.epochs['halving']:.1f} times fewer epochs, "
-        f"{table.seconds['no pruning'] / table.seconds['halving']:.1f} times less time; objective "
+    third = [
+        f"search.max_epochs={whole.search.trials * epochs // 3 - epochs}",  # a trial may go beyond
+        f"search.trials={10 * whole.search.trials}",
+    ]
+    kinds = {
+        "no pruning": whole,
+        "halving, as many trials": halving,
+        "halving, a third of the epochs": configured(given, *pruning, *third),
+    }
+    rows = compare(kinds, given.source, given.seeds)
+    print(means(rows, "kind").set_index("kind").to_string(), "\n")
+    for kind in list(kinds)[1:]:
+        print(against(rows, "no pruning", kind))
+
+
+def against(rows: pd.DataFrame, reference: str, kind: str) -> str:
+    """Say what a kind of search saved and what it cost, paired over the seeds."""
+    apart = rows.pivot(index="seed", columns="kind")
+    epochs, seconds = ((apart[f, reference] / apart[f, kind]).mean() for f in ("epochs", "seconds"))
+    gain = apart["objective", kind] - apart["objective", reference]
+    return (
+        f"{kind}: {epochs:.1f} times fewer epochs, {seconds:.1f} times less time; objective "
         f"{gain.mean():+.4f} ± {gain.sem():.4f} (paired, n = {len(gain)})"
     )
 

@@ -19,6 +19,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -148,14 +149,20 @@ def single_threads(n: int) -> ThreadPoolExecutor:
     def begin() -> None:
         torch.get_num_threads()  # a thread that never asked would still take the last setting
         torch.set_num_threads(1)
-        ready.wait()
+        with suppress(threading.BrokenBarrierError):
+            ready.wait()
 
     before = torch.get_num_threads()
     threads = ThreadPoolExecutor(n, "resampling", initializer=begin)
-    for _ in range(n):  # each starts a thread, as none is idle before all have begun
-        threads.submit(int)
-    ready.wait()
-    torch.set_num_threads(before)
+    try:
+        for _ in range(n):  # each starts a thread, as none is idle before all have begun
+            threads.submit(int)
+        ready.wait()
+    except BaseException:  # a signal, or no more threads: those that wait would wait for ever
+        ready.abort()
+        raise
+    finally:
+        torch.set_num_threads(before)
     return threads
 
 

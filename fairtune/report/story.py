@@ -204,9 +204,9 @@ def read_story(run_id: str, *, n_resamples: int = 2000) -> Story:
     owner = log.sibling(parent) if parent else log
     children = owner.children("tags.`fairtune.kind` = 'final'") if owner.run_id else []
     folds = _folds(log) if kind == CROSSTEST else ()
-    if folds:  # what they have in common is told by the first
-        owner = log.sibling(folds[0].info.run_id)
     config_text = _text(owner, "config.yaml")
+    if folds:  # what else they have in common is told by the first
+        owner = log.sibling(folds[0].info.run_id)
     searched = kind == "search"
     trials = read_trials(log) if searched else None
     with tempfile.TemporaryDirectory() as folder:

@@ -27,8 +27,9 @@ from fairtune.search.point import Point, SearchSpace
 from fairtune.seeding import seed as named_seed
 
 ATTEMPTS = 50
-REMEMBERED_BEST = 25
+REMEMBERED_BEST = 25  # TPE never takes more for the good ones
 REMEMBERED_LATEST = 100
+GAMMA = 0.25  # TPE's: of N trials the best GAMMA * sqrt(N) are the good ones
 Suggest = Callable[..., list[dict[str, Any]]]
 
 
@@ -50,15 +51,20 @@ def _tpe(
 ) -> list[dict[str, Any]]:
     """Ask hyperopt's TPE, which is shown the best trials and the latest.
 
-    Its model is of the few best trials against all others, whose weight it lets fade with age; to
-    read thousands of them again for each proposal costs time and tells it next to nothing.
+    It sets a model of the few best trials against one of all others. The first is as if all were
+    shown: gamma makes up for those that are not. The second is of the others lately, so that a
+    proposal does not take longer with every trial.
     """
-    docs = trials.trials
+    docs, gamma = trials.trials, GAMMA
     if len(docs) > REMEMBERED_BEST + REMEMBERED_LATEST:
         best = sorted(docs[:-REMEMBERED_LATEST], key=_loss)[:REMEMBERED_BEST]
         best.sort(key=lambda doc: int(doc["tid"]))
-        trials = trials_from_docs([*best, *docs[-REMEMBERED_LATEST:]], validate=False)
-    return tpe.suggest(new_ids, domain, trials, seed, n_startup_jobs=startup_trials)  # type: ignore[no-any-return]
+        shown = [*best, *docs[-REMEMBERED_LATEST:]]
+        gamma *= math.sqrt(len(docs) / len(shown))
+        trials = trials_from_docs(shown, validate=False)
+    return tpe.suggest(  # type: ignore[no-any-return]
+        new_ids, domain, trials, seed, n_startup_jobs=startup_trials, gamma=gamma
+    )
 
 
 def _loss(doc: dict[str, Any]) -> float:

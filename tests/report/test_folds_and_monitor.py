@@ -60,6 +60,7 @@ def make_crosstest(folder: Path, folds: int = 3) -> str:
                     table["patient"] = f"{fold}-" + table["patient"]
                 write_evaluation(own, tables, folder)
                 own.log(metrics={"threshold": 0.5}, params={"mask": "101", "learning_rate": 0.01})
+                own.text("config.yaml", "data: {fold: %d}" % fold)
                 own.json("facts.json", {"classes": ["well", "ill"]})
                 runs.append(own.run_id)
         judge(log, tuple(runs), 0)
@@ -76,6 +77,8 @@ def test_a_crosstest_has_a_report(mlflow_store: str, tmp_path: Path) -> None:
     assert f"worst group AUROC {metrics['test/worst_group_auroc_fold_mean']:.3f}" in page.text
     assert "ill (positive)" in page.text
     assert "fairtune finetune --config config.yaml --bits 1-0-1" in page.text
+    assert "architecture: vit_made_up" in page.text  # of them all, not that of one fold
+    assert "fold: 0" not in page.text
     for run in MlflowClient().search_runs(["1"], "tags.`fairtune.fold` != 'none'"):
         assert f"{run.data.metrics['test/auroc']:.3f}" in page.text
         assert run.info.run_id in page.text

@@ -129,10 +129,12 @@ def test_a_long_search_shows_tpe_its_best_trials_and_its_latest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shown: dict[int, list[int]] = {}
+    good: dict[int, float] = {}
     losses = iter([9.0, None, 1.0, 8.0, 0.5, 7.0, 6.0, 5.0, 4.0, 3.0])
 
     def suggest(new_ids: list[int], domain: Any, trials: Trials, *args: Any, **kw: Any) -> Any:
         shown[new_ids[0]] = [doc["tid"] for doc in trials.trials]
+        good[new_ids[0]] = kw["gamma"] * len(trials.trials) ** 0.5
         return rand.suggest(new_ids, domain, trials, *args)
 
     monkeypatch.setattr(proposer.tpe, "suggest", suggest)
@@ -148,6 +150,8 @@ def test_a_long_search_shows_tpe_its_best_trials_and_its_latest(
     assert shown[7] == list(range(7))
     assert shown[8] == [0, 2, 3, 4, 5, 6, 7]
     assert shown[9] == [2, 3, 4, 5, 6, 7, 8]
+    # As many count as good as when all were shown.
+    assert good == pytest.approx({n: 0.25 * n**0.5 for n in good})
 
 
 def test_failed_trials_do_not_end_a_search_and_are_not_proposed_again() -> None:
