@@ -60,7 +60,7 @@ def make_crosstest(folder: Path, folds: int = 3) -> str:
                     table["patient"] = f"{fold}-" + table["patient"]
                 write_evaluation(own, tables, folder)
                 own.log(metrics={"threshold": 0.5}, params={"mask": "101", "learning_rate": 0.01})
-                own.text("config.yaml", "data: {fold: %d}" % fold)
+                own.text("config.yaml", f"data: {{fold: {fold}}}")
                 own.json("facts.json", {"classes": ["well", "ill"]})
                 runs.append(own.run_id)
         judge(log, tuple(runs), 0)
