@@ -18,6 +18,7 @@ from torch import nn
 
 from fairtune.config import Config, DataConfig, parse_config
 from fairtune.data import Manifest, Store, load_dataset, open_store
+from fairtune.data.manifest import SPLITS
 from fairtune.data.splits import k_folds
 from fairtune.errors import InputError
 from fairtune.fairness import get_objective
@@ -41,6 +42,21 @@ class Outline:
     space: Space
     """What the mask bits stand for."""
     device: torch.device
+
+    def count(self, split: str) -> int:
+        """Count the images of a split; raises `InputError` if it has none."""
+        n = len(self.manifest.rows(split))
+        if not n:
+            raise InputError(
+                f"the {split} split of {self.config.data.name!r} has no images: name it in the "
+                "split column, or give it a share (data.options.ratios)"
+            )
+        return n
+
+    def check_splits(self) -> None:
+        """Raise `InputError` unless every split has images."""
+        for split in SPLITS:
+            self.count(split)
 
     def mask(self, bits: tuple[int, ...], space: str | None = None) -> Mask:
         """Make a mask for the base model in the configured space, or in another."""
@@ -68,13 +84,8 @@ class Workspace(Outline):
         InputError
             The split has no images.
         """
-        found = Split.of(self.manifest, self.store.images, name)
-        if not len(found):
-            raise InputError(
-                f"the {name} split of {self.config.data.name!r} has no images: name it in the "
-                "split column, or give it a share (data.options.ratios)"
-            )
-        return found
+        self.count(name)
+        return Split.of(self.manifest, self.store.images, name)
 
 
 def open_workspace(config: Config, source: str | None) -> Workspace:

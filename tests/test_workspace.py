@@ -13,7 +13,8 @@ from fairtune.cli import main
 
 
 @pytest.mark.parametrize(
-    ("empty", "stops"), [("val", "finetune"), ("test", "evaluate"), ("test", "search")]
+    ("empty", "stops"),
+    [("val", "finetune"), ("test", "evaluate"), ("test", "search"), ("test", "search --dry-run")],
 )
 def test_a_split_without_images_is_one_line(
     empty: str, stops: str, mlflow_store: str, tmp_path: Path
@@ -23,7 +24,7 @@ def test_a_split_without_images_is_one_line(
     table[table["split"] != empty].to_csv(tmp_path / "manifest.csv", index=False)
     config = tmp_path / "tiny.yaml"
     config.write_text(tiny_config(train__epochs=1).to_yaml())
-    what = ["search"] if stops == "search" else ["finetune", "--bits", "101010"]
+    what = stops.split() if "search" in stops else ["finetune", "--bits", "101010"]
     result = CliRunner().invoke(main, [*what, "--config", str(config), "--source", str(tmp_path)])
     if stops == "evaluate":
         assert result.exit_code == 0, result.stderr
@@ -33,5 +34,5 @@ def test_a_split_without_images_is_one_line(
     (line,) = [text for text in result.stderr.splitlines() if text.startswith("fairtune: ")]
     assert f"the {empty} split of 'folder' has no images" in line
     assert "Traceback" not in result.stderr
-    if stops == "search":
+    if "search" in stops:
         assert mlflow.search_runs(search_all_experiments=True).empty  # refused before a run opens

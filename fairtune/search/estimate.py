@@ -153,15 +153,13 @@ def estimate(
         Anything that would stop the search before its first trial, but for unreadable images.
     """
     outline = open_outline(config, source)
-    images = {name: len(outline.manifest.rows(name)) for name in ("train", "val")}
-    empty = [name for name, n in images.items() if not n]
-    if empty:
-        raise InputError(f"split {empty[0]!r} has no images")
+    images = {name: outline.count(name) for name in ("train", "val")}
     if bits is not None:
         mask = outline.mask(tuple(bits))
         slow = fast = _measure(outline, mask)
         fine_tunes = 1
     else:
+        outline.check_splits()
         mask = outline.mask((), ALL)
         slow, fast = _measure(outline, mask), _measure(outline, outline.mask((), HEAD_ONLY))
         final = config.search.final

@@ -109,7 +109,7 @@ def search(
         check_same_data(existing_run(resume).data(), workspace)
     space = search_space(workspace)
     check_validation(workspace)
-    workspace.split("test")  # has images: said now, not when the winner is to be evaluated
+    workspace.check_splits()  # test as well: refused now, not when the winner is evaluated
     executor = make_executor(config.search, device=config.device)
     stop.check()
     with open_run("search", run_name(config), experiment=EXPERIMENT, resume=resume) as log:
