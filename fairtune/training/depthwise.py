@@ -27,19 +27,22 @@ class _Depthwise(torch.autograd.Function):
     """`functional.conv2d` of one channel at a time."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
-        return functional.conv2d(x, weight, None, stride, padding, 1, len(weight))
+        return functional.conv2d(x, weight, bias, stride, padding, 1, len(weight))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_input, of_weight = ctx.needs_input_grad[:2]
+        of_input, of_weight, of_bias = ctx.needs_input_grad[:3]
         return (
             _input_gradient(gradient, x, weight, ctx.stride, ctx.padding) if of_input else None,
             _weight_gradient(gradient, x, weight, ctx.stride, ctx.padding) if of_weight else None,
+            gradient.sum((0, 2, 3)) if of_bias else None,
             None,
             None,
         )
@@ -81,31 +84,36 @@ def _starts(size: int) -> list[int]:
     return [*range(0, size - 3, 3), size - 3]
 
 
-def _convolve(conv: nn.Conv2d, x: Tensor, padding: Pair) -> Tensor | None:
-    """Return the convolution; None where PyTorch's own is as good."""
-    if not (torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
-        return None
+def _slow_otherwise() -> bool:
+    """Say whether PyTorch's own backward pass may follow, and would be slow."""
+    return torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor, padding: Pair) -> Tensor:
     dtype = torch.get_autocast_dtype("cpu")
     x = x.to(dtype, memory_format=torch.channels_last)
-    out: Tensor = _Depthwise.apply(x, conv.weight.to(dtype), conv.stride, padding)
-    return out if conv.bias is None else out + conv.bias.to(dtype)[:, None, None]
+    bias = None if conv.bias is None else conv.bias.to(dtype)
+    out: Tensor = _Depthwise.apply(x, conv.weight.to(dtype), bias, conv.stride, padding)
+    return out
 
 
 class DepthwiseConv2d(nn.Conv2d):
     """`torch.nn.Conv2d`, computed as above; no parameter and no name differs."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102  (as torch's)
-        out = _convolve(self, x, self.padding)  # type: ignore[arg-type]
-        return super().forward(x) if out is None else out
+        if not _slow_otherwise():
+            return super().forward(x)
+        return _convolve(self, x, self.padding)  # type: ignore[arg-type]
 
 
 class DepthwiseConv2dSame(Conv2dSame):
     """timm's convolution with TensorFlow's padding, computed as above."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102  (as timm's)
+        if not _slow_otherwise():
+            return super().forward(x)  # type: ignore[no-untyped-call,no-any-return]
         padded = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
-        out = _convolve(self, padded, (0, 0))
-        return super().forward(x) if out is None else out  # type: ignore[no-untyped-call,no-any-return]
+        return _convolve(self, padded, (0, 0))
 
 
 FAST: dict[type, type] = {nn.Conv2d: DepthwiseConv2d, Conv2dSame: DepthwiseConv2dSame}
