@@ -52,7 +52,8 @@ class Resampler:
         # One row of pixels, (size * 3,): the processor's vectors then run along the row.
         self.scale, self.offset = (t.repeat(size).to(device) for t in (scale, offset))
         self._free: list[npt.NDArray[np.float32]] = []
-        self._n_threads = torch.get_num_threads() if size > SMALL else 1
+        self._on_cpu = device.type == "cpu" and images.device.type == "cpu"
+        self._n_threads = torch.get_num_threads() if self._on_cpu and size > SMALL else 1
         self._threads = single_threads(self._n_threads) if self._n_threads > 1 else None
 
     def __call__(
@@ -62,8 +63,7 @@ class Resampler:
         flips: npt.NDArray[np.bool_],
     ) -> Tensor:
         """Return (B, 3, size, size) float32 for B rows, (B, 4) boxes and (B,) flips."""
-        on_cpu = self.device.type == "cpu" and self.images.device.type == "cpu"
-        out = (self._one_by_one if on_cpu else self._at_once)(rows, boxes, flips)
+        out = (self._one_by_one if self._on_cpu else self._at_once)(rows, boxes, flips)
         return out.permute(0, 3, 1, 2)
 
     def _one_by_one(

@@ -67,6 +67,13 @@ def test_the_pixels_are_those_of_one_thread_and_the_threads_are_let_go() -> None
     assert all_end()
 
 
+def test_an_accelerator_needs_none() -> None:
+    images = torch.zeros((1, 40, 50, 3), dtype=torch.uint8)
+    resample = Resampler(images, SMALL + 1, HALF, HALF, torch.device("meta"))
+    assert not workers()
+    assert resample.size == SMALL + 1  # it is alive, and so would its threads be
+
+
 def test_a_start_that_is_interrupted_leaves_no_thread_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
