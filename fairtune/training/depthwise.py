@@ -120,7 +120,7 @@ FAST: dict[type, type] = {nn.Conv2d: DepthwiseConv2d, Conv2dSame: DepthwiseConv2
 
 
 def use_fast_depthwise(model: nn.Module) -> None:
-    """Let every depthwise convolution of 3 x 3 or more compute as above, in place."""
+    """Let every depthwise convolution that has a slow kernel compute as above, in place."""
     for module in model.modules():
         if type(module) in FAST and _fits(cast(nn.Conv2d, module)):
             module.__class__ = FAST[type(module)]
@@ -130,6 +130,7 @@ def _fits(conv: nn.Conv2d) -> bool:
     return (
         1 < conv.groups == conv.in_channels == conv.out_channels
         and min(conv.kernel_size) >= 3
+        and (max(conv.kernel_size) > 3 or max(conv.stride) > 1)
         and conv.dilation == (1, 1)
         and conv.padding_mode == "zeros"
         and not isinstance(conv.padding, str)
