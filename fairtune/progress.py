@@ -30,7 +30,7 @@ def progress_bar(items: Iterable[Any] | None = None, **settings: Any) -> tqdm[An
 def watched() -> bool:
     """Say whether stderr is a terminal and the user has not asked for errors alone."""
     loud = logging.getLogger("fairtune").isEnabledFor(logging.WARNING)
-    return loud and sys.stderr.isatty()
+    return loud and sys.stderr is not None and sys.stderr.isatty()
 
 
 class LogHandler(logging.StreamHandler[Any]):

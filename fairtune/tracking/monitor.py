@@ -10,7 +10,6 @@ judged is listed so.
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
 import time
@@ -28,8 +27,6 @@ from fairtune.tracking.aliases import CHAMPION, alias_version
 from fairtune.tracking.evidence import model_version
 from fairtune.tracking.predictions import PROBABILITY, groups_of, probabilities_of
 from fairtune.tracking.runs import RunLog, open_run, split_metrics
-
-logger = logging.getLogger(__name__)
 
 SPLIT = "monitor"
 KEPT, BROKEN, UNJUDGED = "kept", "broken", "not judged"
@@ -155,7 +152,6 @@ def monitor(
             _keep(log, table[known])
     if result.broken:
         raise GateRefusedError(result.text)
-    logger.info("%s", result.text)
     return result
 
 
