@@ -1,6 +1,6 @@
 """How fast a served model answers, beside the bare model and beside MLflow's own server.
 
-    python benchmarks/serving.py --size 64 --clients 16 --seconds 10
+    python -m benchmarks.serving [--size 64 --clients 16 --seconds 10]
 
 Servers run as processes of their own, one after the other, on loopback; the load comes from this
 process over raw sockets, a request after an answer. The bare model is called in a loop, on images
@@ -305,7 +305,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--requests", type=int, default=0, help="further requests for memory")
