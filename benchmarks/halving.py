@@ -1,6 +1,6 @@
 """What asynchronous successive halving saves: epochs and seconds, and what it costs in the objective.
 
-Whole searches, with and without halving at the epochs 1, 3, 9, 27. Halving comes twice: once with as many
+Whole searches, with and without halving at the epochs 2, 4, 8, 16. Halving comes twice: once with as many
 trials, and once with a third of the epochs and as many trials as they allow. The objective is the mean of the
 best candidate's repetitions with fresh seeds, on validation:
 
@@ -30,7 +30,7 @@ from fairtune.search.pruning import make_pruner
 from fairtune.search.runner import NUMBER
 from fairtune.tracking.runs import existing_run
 
-RUNGS = (1, 3, 9, 27)
+RUNGS = (2, 4, 8, 16)
 
 
 def curves(run_id: str, objective: str, epochs: int) -> NDArray[np.float64]:
