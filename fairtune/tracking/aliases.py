@@ -94,7 +94,8 @@ def _acquire(client: MlflowClient, lock: str, owner: str) -> bool:
         )
         return True
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        # The second: MLflow was refused the name, and looked for its holder, who had let go by then.
+        if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
             raise
     holder, age = _owner(client, lock)
     if holder is not None and age > STALE_SECONDS:

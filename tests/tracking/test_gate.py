@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -11,11 +12,13 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from fairtune.cli import main
 from fairtune.errors import GateRefusedError, InputError
 from fairtune.tracking import aliases
-from fairtune.tracking.aliases import LOCK_SUFFIX, alias_lock, alias_version
+from fairtune.tracking.aliases import LOCK_SUFFIX, alias_lock, alias_version, replace_champion
 from fairtune.tracking.gate import GateLimits, decisions, promote, rollback
 
 NAME = "moles"
@@ -223,6 +226,24 @@ def test_unknown_names_versions_and_missing_predictions(
         promote(NAME, number)
     with pytest.raises(InputError, match="no version with the alias 'previous'"):
         rollback(NAME)
+
+
+def test_a_lock_that_is_let_go_while_mlflow_looks_for_its_holder_is_tried_again(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = version(store, predictions(GOOD), tmp_path)
+    create, tries = store.create_registered_model, []
+
+    def gone_at_first(*args: Any, **settings: Any) -> Any:
+        tries.append(args[0])
+        if len(tries) == 1:
+            raise MlflowException("not found", error_code=RESOURCE_DOES_NOT_EXIST)
+        return create(*args, **settings)
+
+    monkeypatch.setattr(store, "create_registered_model", gone_at_first)
+    replace_champion(store, NAME, None, number)
+    assert len(tries) == 2
+    assert str(store.get_model_version_by_alias(NAME, "champion").version) == number
 
 
 def _promote_in_process(uri: str, number: str, barrier, results) -> None:  # type: ignore[no-untyped-def]
