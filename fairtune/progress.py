@@ -36,6 +36,11 @@ def watched() -> bool:
 class LogHandler(logging.StreamHandler[Any]):
     """Write log lines above the bars, not into them."""
 
+    def __init__(self, stream: Any = None) -> None:
+        super().__init__(stream)
+        # Made at leisure: a signal while tqdm makes its lock would be lost.
+        tqdm.get_lock()  # type: ignore[no-untyped-call]
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
         try:

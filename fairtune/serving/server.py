@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,18 @@ def serve(
     """
     try:
         with (
-            signals_raise(),
+            signals_raise() as asked,
             running_server(target, host=host, port=port, workers=workers, **limits) as (
                 process,
                 url,
             ),
         ):
             logger.info("serving at %s (POST %s/invocations); stop with Ctrl-C", url, url)
-            process.wait()
+            while process.poll() is None:
+                if asked:  # what is raised while Python runs a finaliser or a callback is dropped
+                    raise asked[0]
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(0.5)
             raise InputError(
                 f"the server ended with status {process.returncode}; see its log above"
             )
@@ -211,18 +215,23 @@ class StopRequested(BaseException):
 
 
 @contextmanager
-def signals_raise() -> Iterator[None]:
-    """Turn the first SIGTERM or Ctrl-C of the block into `StopRequested`, so that all is undone."""
+def signals_raise() -> Iterator[list[StopRequested]]:
+    """Turn the first SIGTERM or Ctrl-C of the block into `StopRequested`, so that all is undone.
+
+    Yields a list that holds it from then on.
+    """
     names = (signal.SIGTERM, signal.SIGINT)
+    asked: list[StopRequested] = []
 
     def stop(number: int, _: object) -> None:
         for name in names:
             signal.signal(name, signal.SIG_IGN)
-        raise StopRequested(number)
+        asked.append(StopRequested(number))
+        raise asked[0]
 
     before = {name: signal.signal(name, stop) for name in names}
     try:
-        yield
+        yield asked
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)

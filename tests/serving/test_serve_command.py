@@ -12,6 +12,8 @@ import pytest
 import requests
 from serving.test_mlflow_serve import free_port
 
+from fairtune.serving.server import signals_raise
+
 
 def test_it_serves_until_it_is_told_to_stop(registered: str) -> None:
     port = free_port()
@@ -37,6 +39,17 @@ def test_it_serves_until_it_is_told_to_stop(registered: str) -> None:
             requests.get(address, timeout=5)
     finally:
         process.kill()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_that_python_drops_is_remembered() -> None:
+    class Closing:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)  # raised in a finaliser: Python drops it
+
+    with signals_raise() as asked:
+        Closing()
+        assert [stop.signal for stop in asked] == [signal.SIGTERM]
 
 
 def test_interrupted_while_loading_it_leaves_no_process(registered: str) -> None:
