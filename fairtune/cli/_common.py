@@ -60,6 +60,21 @@ def option(*names: str, group: str = "Options", **settings: Any) -> Callable[[F]
     return click.option(*names, cls=Option, group=group, **settings)
 
 
+HOST = option(
+    "--host",
+    default="127.0.0.1",
+    help="Address to listen on; this machine by default.",
+    group="Server",
+)
+PORT = option(
+    "--port",
+    default=5001,
+    type=click.IntRange(0, 65535),
+    help="0 takes a free port.",
+    group="Server",
+)
+
+
 def config_options(command: F) -> F:
     """Add the options that say what to work on."""
     group = "Configuration"

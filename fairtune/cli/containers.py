@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fairtune.cli._common import CONTEXT, Command, option, print_result
+from fairtune.cli._common import CONTEXT, HOST, PORT, Command, option, print_result
 
 DEVICE = option(
     "--device",
@@ -55,19 +55,8 @@ def build(target: str, device: str, tag: str, folder: Path) -> None:
     group="Server",
 )
 @option("--tag", default="fairtune-serving", help="An image of the target serving.", group="Image")
-@option(
-    "--host",
-    default="127.0.0.1",
-    help="Address to listen on; this machine by default.",
-    group="Server",
-)
-@option(
-    "--port",
-    default=5001,
-    type=click.IntRange(0, 65535),
-    help="0 takes a free port.",
-    group="Server",
-)
+@HOST
+@PORT
 @DEVICE
 def run(model: str, tag: str, host: str, port: int, device: str) -> None:
     """Serve a registered model in a container; the model is copied in, the registry stays here.

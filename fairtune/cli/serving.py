@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from fairtune.cli._common import command, option, plain, print_result
+from fairtune.cli._common import HOST, PORT, command, option, plain, print_result
 
 
 @command
@@ -33,19 +33,8 @@ def predict(images: tuple[Path, ...], model: str) -> None:
 
 @command
 @option("--model", required=True, help="NAME (its champion), NAME/VERSION or a model URI.")
-@option(
-    "--host",
-    default="127.0.0.1",
-    help="Address to listen on; this machine by default.",
-    group="Server",
-)
-@option(
-    "--port",
-    default=5001,
-    type=click.IntRange(0, 65535),
-    help="0 takes a free port.",
-    group="Server",
-)
+@HOST
+@PORT
 @option("--workers", default=1, type=click.IntRange(1), help="Server processes.", group="Server")
 @option(
     "--body-limit",
