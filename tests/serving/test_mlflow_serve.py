@@ -91,7 +91,7 @@ def test_the_same_in_a_fresh_environment(
 ) -> None:
     """An environment that uv makes of the model's own requirements, where there is no fairtune."""
     needs_package_index(tmp_path)
-    environments = tmp_path / "environments"
+    environments, cache = tmp_path / "environments", tmp_path / "cache"
     try:
         with mlflow_server(
             registered,
@@ -99,6 +99,7 @@ def test_the_same_in_a_fresh_environment(
             "uv",
             seconds=600,
             MLFLOW_ENV_ROOT=str(environments),
+            UV_CACHE_DIR=str(cache),
         ) as address:
             answers_equal(address, image_files)
         (python,) = environments.rglob("bin/python")
@@ -106,7 +107,8 @@ def test_the_same_in_a_fresh_environment(
         done = subprocess.run(tell, capture_output=True, text=True, cwd=tmp_path)
         assert done.stdout == "None\n", done.stderr
     finally:
-        shutil.rmtree(environments, ignore_errors=True)  # gigabytes
+        for folder in (environments, cache):
+            shutil.rmtree(folder, ignore_errors=True)  # gigabytes
 
 
 def needs_package_index(folder: Path) -> None:
