@@ -58,6 +58,13 @@ class Method(BaseModel):
     extra: dict[str, Any] = Field(
         {}, description="Searched beside the learning rate, as under `search.extra`."
     )
+    trials: int | None = Field(
+        None, ge=1, description="Trials of its own; null = as many as the comparison gives each."
+    )
+    candidates: int = Field(
+        1, ge=1, description="Best trials that are fine-tuned again before one is chosen; 1 = none."
+    )
+    repeats: int = Field(3, ge=1, description="Fine-tunes of each of several candidates.")
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Method:
@@ -72,6 +79,11 @@ class Method(BaseModel):
     def is_fixed_mask(self) -> bool:
         """Whether it is plain training under a mask that is known beforehand."""
         return self.space is not None and self.strategy == "erm"
+
+    def fine_tunes(self, trials: int) -> int:
+        """Return how many fine-tunes its choice rests on, where each method has `trials`."""
+        again = self.candidates * self.repeats if self.candidates > 1 else 0
+        return (self.trials or trials) + again
 
 
 _MASKS = {

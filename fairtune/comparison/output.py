@@ -82,7 +82,13 @@ def _seeds_note(whole: pd.DataFrame, found: pd.DataFrame, comparison: Comparison
     counts = whole.groupby("task", sort=False)["seed"].nunique()
     said = ", ".join(f"{task}: {n} of {len(comparison.seeds)}" for task, n in counts.items())
     missing = [m.name for m in comparison.methods if m.name not in set(found["method"])]
-    note = f"Complete seeds: {said}; {comparison.trials} trials for each method and seed."
+    own = any(m.fine_tunes(comparison.trials) != comparison.trials for m in comparison.methods)
+    trials = (
+        "trials of each method and seed: see the table"
+        if own
+        else f"{comparison.trials} trials for each method and seed"
+    )
+    note = f"Complete seeds: {said}; {trials}."
     return note + (f" Without a model: {', '.join(missing)}." if missing else "")
 
 

@@ -86,6 +86,11 @@ class Comparison(_Section):
         """Return YAML that `parse_comparison` reads back to an equal value."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
+    def fine_tunes(self, how: Method) -> int:
+        """Return how many fine-tunes of a seed a method's choice rests on."""
+        behind = [m for m in self.methods if m.name in self.choices(how)] if how.best_of else [how]
+        return sum(m.fine_tunes(self.trials) for m in behind)
+
     def unit_config(self, task: Task, how: Method, seed: int, fold: int | None = None) -> Config:
         """Return the configuration under which a method runs with one seed."""
         values: dict[str, Any] = {
@@ -93,7 +98,9 @@ class Comparison(_Section):
             **dict.fromkeys(task.seed_keys, seed),
             "data.fold": fold,
             "register": {},
-            "search.trials": self.trials,
+            "search.trials": how.trials or self.trials,
+            "search.final.candidates": how.candidates,
+            "search.final.seeds": how.repeats,
             "search.extra": how.extra,
             "train.strategy": how.strategy,
             "train.strategy_options": how.strategy_options,

@@ -35,7 +35,7 @@ def method_rows(models: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
     Figures are of the test split unless a column says otherwise. ``trials`` counts the fine-tunes
     that a choice is made among, for each seed.
     """
-    chosen_among = {m.name: len(comparison.choices(m)) for m in comparison.methods if m.best_of}
+    fine_tunes = {m.name: comparison.fine_tunes(m) for m in comparison.methods}
     rows = []
     for (task, name), mine in models.groupby(["task", "method"], sort=False):
         row: dict[str, object] = {"task": task, "method": name, "n": len(mine)}
@@ -45,7 +45,7 @@ def method_rows(models: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
             if key in mine and mine[key].notna().any():
                 row[title] = mean_and_error(mine[key])
         row["trains"] = f"{mine['share'].mean():.0%}"
-        row["trials"] = comparison.trials * chosen_among.get(str(name), 1)
+        row["trials"] = fine_tunes[str(name)]
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -18,8 +18,10 @@ from fairtune.fairness import get_objective
 from fairtune.interrupt import InterruptedSearchError, StopRequest
 from fairtune.peft import Mask, bits_text, get_space
 from fairtune.search.executors import SerialExecutor
+from fairtune.search.final import FinalRunner, choose_candidates
 from fairtune.search.runner import ERROR, TrialRunner
 from fairtune.search.search import describe
+from fairtune.search.standings import pick_winner, standings
 from fairtune.search.study import FinishedTrial, run_study, search_space
 from fairtune.search.trial import check_validation, mask_params, mask_tags, run_trial
 from fairtune.search.winner import SPLITS, evaluate_run
@@ -146,7 +148,24 @@ class UnitRunner:
             config, source, search_space(workspace), log, self.stop, keep_models=False
         )
         trials = run_study(runner, SerialExecutor(), workspace, show_progress=False)
-        self._final(workspace, log, best_trial(trials, config))
+        if config.search.final.candidates > 1:
+            best = self._best_repeated(workspace, source, log, trials)
+        else:
+            best = best_trial(trials, config)
+        self._final(workspace, log, best)
+
+    def _best_repeated(
+        self, workspace: Workspace, source: str | None, log: RunLog, trials: list[FinishedTrial]
+    ) -> FinishedTrial:
+        """Fine-tune the best trials again with fresh seeds; return the one of the best repetitions."""
+        config = workspace.config
+        objective, settings = get_objective(config.search.objective), config.search.final
+        masks = {trial.number: workspace.mask(trial.point.bits) for trial in trials}
+        candidates = choose_candidates(trials, objective, settings.candidates, masks)
+        repeat = FinalRunner(config, source, log, self.stop)
+        runs = [repeat((one, index)) for one in candidates for index in range(settings.seeds)]
+        winner = pick_winner(standings(runs), objective, settings)
+        return next(trial for trial in trials if trial.number == winner.candidate.number)
 
     def _final(self, workspace: Workspace, log: RunLog, best: FinishedTrial) -> None:
         """Fine-tune once more with a fresh seed, and judge that model on every split."""

@@ -132,6 +132,30 @@ def test_a_random_mask_has_the_size_of_the_searched_one(whole: tuple[str, RunLog
         assert random["share"] == pytest.approx(searched["share"], abs=0.2)
 
 
+def test_a_method_may_repeat_its_best_trials_before_it_chooses(
+    mlflow_store: str, source: str
+) -> None:
+    again = {"like": "searched", "name": "again", "trials": 3, "candidates": 2, "repeats": 2}
+    comparison = comparison_of(
+        ["full", "linear", "best_fixed", again], seeds=[1], candidate="again"
+    )
+    outcome = compare(comparison, source, StopRequest())
+    run = nested(outcome.run_id)["again", "1"]
+    runs = existing_run(run.info.run_id).children()
+    of_kind: dict[str, list[Run]] = {}
+    for one in runs:
+        of_kind.setdefault(one.data.tags["fairtune.kind"], []).append(one)
+    assert {kind: len(found) for kind, found in of_kind.items()} == {"trial": 3, "final": 4}
+    best_two = sorted(of_kind["trial"], key=lambda r: -r.data.metrics["objective"])[:2]
+    repeated = {r.data.tags["fairtune.candidate"] for r in of_kind["final"]}
+    assert repeated == {f"trial-{int(r.data.tags['fairtune.number']):03d}" for r in best_two}
+    assert f"trial-{int(run.data.metrics['best_trial']):03d}" in repeated
+    assert not any(key.startswith("test/") for one in runs for key in one.data.metrics)
+    rows = frame(existing_run(outcome.run_id), "table.csv").set_index("method")["trials"]
+    assert rows.to_dict() == {"full": 1, "linear": 1, "best_fixed": 2, "again": 7}
+    assert "trials of each method and seed: see the table" in outcome.table
+
+
 class StopAt(StopRequest):
     """Asks to stop when it is asked for the n-th time."""
 
