@@ -53,7 +53,7 @@ class DataConfig(_Section):
         description="Cross-testing in this many folds by patient instead of the data set's own splits.",
     )
     fold: int | None = Field(
-        None, ge=0, description="Which of the folds is tested; `--folds` sets it, fold by fold."
+        None, ge=0, description="Which of the folds is tested, if one alone; null = each in turn."
     )
     fold_seed: int = Field(0, ge=0, description="Of the division into folds.")
 
@@ -62,6 +62,13 @@ class DataConfig(_Section):
         if self.fold is not None and (self.folds is None or self.fold >= self.folds):
             raise ValueError(f"fold {self.fold} needs folds above it, not {self.folds}")
         return self
+
+    @property
+    def tested_folds(self) -> tuple[int | None, ...]:
+        """The folds that are tested one after the other; None alone is the data set's own split."""
+        if self.folds is None or self.fold is not None:
+            return (self.fold,)
+        return tuple(range(self.folds))
 
 
 class ModelConfig(_Section):

@@ -59,7 +59,7 @@ def search(
     config = read_config(config_path, (*overrides, *with_folds(folds)), override_text)
     if dry_run:
         return _dry_run(config, source, None)
-    if config.data.folds:
+    if len(config.data.tested_folds) > 1:
         return cross_test(config, source, "search", resume=resume)
     from fairtune.interrupt import handle_signals
     from fairtune.report.table import comparison_table
@@ -113,7 +113,7 @@ def finetune(
 
     if dry_run:
         return _dry_run(config, source, parse_bits(bits))
-    if config.data.folds:
+    if len(config.data.tested_folds) > 1:
         return cross_test(config, source, "finetune", bits=parse_bits(bits))
     with handle_signals() as stop:
         run_id, mask, metrics = fine_tune_once(
@@ -132,9 +132,9 @@ def _dry_run(config: Any, source: str, bits: tuple[int, ...] | None) -> None:
     from fairtune.comparison.crosstest import fold_config
     from fairtune.search.estimate import estimate
 
-    folds = config.data.folds
-    first = fold_config(config, 0) if folds else config
-    found = estimate(first, source or None, bits=bits, times=folds or 1)
+    folds = config.data.tested_folds
+    first = fold_config(config, 0) if len(folds) > 1 else config
+    found = estimate(first, source or None, bits=bits, times=len(folds))
     click.echo(config.to_yaml())
     click.echo(found.parts.to_string(index=False, formatters=dict.fromkeys(COUNTS, "{:,}".format)))
     click.echo()

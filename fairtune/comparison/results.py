@@ -69,7 +69,7 @@ def collect(log: RunLog, comparison: Comparison) -> Results:
             finished.setdefault(_key(run), []).append(run)
     complete: dict[Key, list[Run]] = {}
     for task in comparison.tasks:
-        folds = task.config["data"].get("folds") or 1
+        folds = len(task.tested_folds)
         complete |= {k: r for k, r in finished.items() if k[0] == task.name and len(r) == folds}
     rows = [{**dict(zip(KEYS, k, strict=True)), **_figures(log, r)} for k, r in complete.items()]
     found = {key: tuple(run.info.run_id for run in mine) for key, mine in complete.items()}

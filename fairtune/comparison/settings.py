@@ -31,6 +31,11 @@ class Task(_Section):
         (), description="Keys that take the seed as well: `data.options.seed` draws new data."
     )
 
+    @property
+    def tested_folds(self) -> tuple[int | None, ...]:
+        """The folds that are tested for each seed; see `DataConfig.tested_folds`."""
+        return parse_config(self.config, f"task {self.name!r}").data.tested_folds
+
 
 class Comparison(_Section):
     """Methods by seeds by tasks, and the budget that each method has."""

@@ -85,8 +85,7 @@ def units(comparison: Comparison) -> list[Unit]:
     found = []
     for seed in comparison.seeds:
         for task in comparison.tasks:
-            folds = task.config["data"].get("folds")
-            for fold in range(folds) if folds else (None,):
+            for fold in task.tested_folds:
                 found += [Unit(task, how, seed, fold) for how in comparison.trained]
     return found
 

@@ -240,6 +240,23 @@ def test_when_nothing_works_the_first_reason_is_told(mlflow_store: str, source: 
     assert only_comparison().data().info.status == "FAILED"
 
 
+def test_one_fold_with_people_divided_anew_for_each_seed(mlflow_store: str, source: str) -> None:
+    comparison = comparison_of(
+        ["full", "linear"], {"data__folds": 3, "data__fold": 0}, candidate="full"
+    )
+    task = comparison.tasks[0].model_copy(update={"seed_keys": ("data.fold_seed",)})
+    comparison = comparison.model_copy(update={"tasks": (task,)})
+    assert [(u.seed, u.fold) for u in units(comparison)] == [(1, 0), (1, 0), (2, 0), (2, 0)]
+    outcome = compare(comparison, source, StopRequest())
+    assert outcome.complete
+    log = existing_run(outcome.run_id)
+    tested = []
+    for run in nested(outcome.run_id).values():
+        path = log.client.download_artifacts(run.info.run_id, "predictions/test.parquet")
+        tested.append(frozenset(read_predictions(Path(path))["image"]))
+    assert len(set(tested)) == 2  # the same for both methods of a seed
+
+
 def test_folds_test_every_image_once(mlflow_store: str, source: str, tmp_path: Path) -> None:
     comparison = comparison_of(["full", "linear"], {"data__folds": 3}, seeds=[1], candidate="full")
     assert len(units(comparison)) == 6

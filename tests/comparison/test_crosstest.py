@@ -73,6 +73,20 @@ def test_a_finetune_in_every_fold(mlflow_store: str, source: str, tmp_path: Path
     assert all(run.info.run_id in report for run in folds)
 
 
+def test_one_fold_alone_is_an_ordinary_run(mlflow_store: str, source: str, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(config_of(None).to_yaml())
+    command = ["finetune", "--config", str(path), "--source", source, "--folds", "3"]
+    result = CliRunner().invoke(main, [*command, "-o", "data.fold=1"])
+    assert result.exit_code == 0, result.output
+    log = existing_run(json.loads(result.stdout.splitlines()[-1])["run_id"])
+    assert log.data().data.tags["fairtune.kind"] == "finetune"
+    assert log.children() == []
+    refused = CliRunner().invoke(main, [*command, "-o", "data.fold=3"])
+    assert refused.exit_code == 2
+    assert "fold 3 needs folds above it, not 3" in refused.output
+
+
 def test_a_stopped_crosstest_keeps_the_folds_that_are_done(mlflow_store: str, source: str) -> None:
     import mlflow
 
