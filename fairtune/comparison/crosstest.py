@@ -27,7 +27,7 @@ from fairtune.search.search import BUDGET_KEYS, EXPERIMENT, search
 from fairtune.search.single import evaluate_once, fine_tune_once
 from fairtune.seeding import seed as named_seed
 from fairtune.tracking.predictions import groups_of, probabilities_of
-from fairtune.tracking.runs import KIND, RunLog, existing_run, open_run, runs_nested_in
+from fairtune.tracking.runs import KIND, PARENT, RunLog, existing_run, open_run, runs_nested_in
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +112,8 @@ def fold_config(config: Config, fold: int) -> Config:
 def check_same(log: RunLog, config: Config, command: Command) -> None:
     """Refuse to go on with another run, or under another configuration."""
     tags = log.data().data.tags
+    if FOLD in tags and PARENT in tags:
+        raise InputError(f"run {log.run_id} is one fold of a cross-test: resume {tags[PARENT]}")
     if tags.get(KIND) != CROSSTEST or tags.get("fairtune.command") != command:
         raise InputError(f"run {log.run_id} is no cross-test of a {command}")
     before = parse_config(yaml.safe_load(log.read_text("config.yaml")), f"run {log.run_id}")

@@ -97,6 +97,8 @@ def test_a_stopped_crosstest_keeps_the_folds_that_are_done(mlflow_store: str, so
     )
     log = existing_run(runs["run_id"][0])
     before = [run.info.run_id for run in log.children()]
+    with pytest.raises(InputError, match=f"one fold of a cross-test: resume {log.run_id}"):
+        cross_test(config_of(), source, StopRequest(), "finetune", resume=before[0])
     done = cross_test(config_of(), source, StopRequest(), "finetune", resume=log.run_id)
     assert done.run_id == log.run_id
     assert list(done.fold_runs[:2]) == before
