@@ -115,16 +115,26 @@ class Config(_Section):
     search: SearchSettings = SearchSettings()
     register_as: RegisterConfig = Field(RegisterConfig(), alias="register")
 
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The epochs after which weak trials are stopped; none without pruning."""
+        return self.search.pruning.rungs_within(self.train.epochs, self.train.judge_every)
+
     @model_validator(mode="after")
     def _rungs_fit(self) -> Config:
-        every = self.train.judge_every
-        unseen = [rung for rung in self.search.pruning.rungs if rung % every]
-        if self.search.pruning.rule != "none" and unseen:
+        every, rungs = self.train.judge_every, self.rungs
+        if self.search.pruning.rule != "none" and not rungs:
+            raise ValueError(
+                f"search.pruning: with train.epochs={self.train.epochs} and train.judge_every={every} no "
+                "epoch is judged before the last; train longer, judge more often or set rule: none"
+            )
+        unseen = [rung for rung in rungs if rung % every]
+        if unseen:
             raise ValueError(
                 f"search.pruning.rungs: epoch {unseen[0]} is not judged with train.judge_every={every}"
             )
-        beyond = [rung for rung in self.search.pruning.rungs if rung >= self.train.epochs]
-        if self.search.pruning.rule != "none" and beyond:
+        beyond = [rung for rung in rungs if rung >= self.train.epochs]
+        if beyond:
             raise ValueError(
                 f"search.pruning.rungs: rung {beyond[0]} is not before the last of "
                 f"train.epochs={self.train.epochs}; lower the rung or train longer"

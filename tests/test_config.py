@@ -85,6 +85,12 @@ def test_a_rung_beyond_the_epochs_is_refused(minimal: Path) -> None:
         load_config(minimal, ["search.pruning.rule=median", "search.pruning.rungs=[1, 5]"])
 
 
+@pytest.mark.parametrize("changes", [["train.epochs=1"], ["train.epochs=6", "train.judge_every=6"]])
+def test_pruning_needs_an_epoch_before_the_last(minimal: Path, changes: list[str]) -> None:
+    with pytest.raises(InputError, match="no epoch is judged before the last"):
+        load_config(minimal, ["search.pruning.rule=halving", *changes])
+
+
 def test_a_missing_file_names_the_nearest(minimal: Path) -> None:
     with pytest.raises(InputError, match=r"did you mean .*minimal\.yaml"):
         load_config(minimal.with_name("minimal.yml"))

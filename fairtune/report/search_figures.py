@@ -34,6 +34,8 @@ from fairtune.report.trials import (
     pareto_front,
 )
 
+RUNG = "rung/"
+"""What a search's metrics at its rungs begin with; the epoch follows."""
 MAX_BITS = 40
 MANY_AXES = 9
 
@@ -90,8 +92,8 @@ def history(trials: Trials, objective: Objective) -> Drawing:
 def curves(trials: Trials, story: Story) -> Drawing:
     """Draw the objective after each epoch, with the rungs at which trials were stopped."""
     objective = story.objective
-    pruning = (story.config.get("search") or {}).get("pruning") or {}
-    rungs = list(pruning.get("rungs") or []) if pruning.get("rule", "none") != "none" else []
+    names = [name for name in story.run.data.metrics if name.startswith(RUNG)]
+    rungs = sorted(int(name.removeprefix(RUNG)) for name in names)
     status = dict(zip(trials.table["number"], trials.table["status"], strict=True))
     figure, axes = new_figure(5.0, 4.2)
     for number, points in trials.curves.items():

@@ -102,7 +102,7 @@ class TrialRunner:
         rungs = None
         if pruner is not None:
             rungs = Rungs(
-                pruning.rungs, pruner, lambda rung, worth: self._at_rung(rung, worth, number)
+                self.config.rungs, pruner, lambda rung, worth: self._at_rung(rung, worth, number)
             )
         return run_trial(
             workspace,

@@ -97,7 +97,11 @@ class PruningSettings(_Section):
         description="`halving` = asynchronous successive halving (Li et al. 2020): only the best "
         "1/reduction of the trials seen at a rung go on; `median` = those above the median do.",
     )
-    rungs: tuple[int, ...] = Field((1,), description="Epochs after which weak trials are stopped.")
+    rungs: tuple[int, ...] | None = Field(
+        None,
+        description="Epochs after which weak trials are stopped; null = after a quarter, a third and "
+        "half of `train.epochs`.",
+    )
     reduction: int = Field(3, ge=2, description="Of how many trials at a rung one goes on.")
     min_trials: int = Field(
         3, ge=1, description="Trials that must have reached a rung before it stops any."
@@ -105,10 +109,27 @@ class PruningSettings(_Section):
 
     @field_validator("rungs")
     @classmethod
-    def _rising(cls, rungs: tuple[int, ...]) -> tuple[int, ...]:
-        if any(rung < 1 for rung in rungs) or list(rungs) != sorted(set(rungs)):
+    def _rising(cls, rungs: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if rungs is None:
+            return None
+        if not rungs or min(rungs) < 1 or list(rungs) != sorted(set(rungs)):
             raise ValueError("must be epochs from 1 on, each above the one before")
         return rungs
+
+    def rungs_within(self, epochs: int, judge_every: int = 1) -> tuple[int, ...]:
+        """Return the rungs of a training of so many epochs, judged so often; () without a rule.
+
+        Those not given stand after a quarter, a third and half of the epochs, rounded up to an
+        epoch that is judged, and if possible not after the first, which ranks trials badly
+        (``docs/searching.md``).
+        """
+        if self.rule == "none":
+            return ()
+        if self.rungs is not None:
+            return self.rungs
+        shares = {judge_every * -(-epochs // (part * judge_every)) for part in (4, 3, 2)}
+        found = {rung for rung in shares if rung < epochs}
+        return tuple(sorted(found - {1} or found))
 
 
 class FinalSettings(_Section):

@@ -173,7 +173,7 @@ def make_search(
     bits = [rng.integers(0, 2, 3 * blocks).tolist() for _ in range(trials)]
     try:
         with open_run("search", "search made up", experiment="fairtune") as log:
-            log.text("config.yaml", config(groups, pruning={"rule": "halving", "rungs": [1]}))
+            log.text("config.yaml", config(groups, pruning={"rule": "halving"}))
             log.log(tags={"fairtune.objective": "worst_group_auroc", "fairtune.dataset": "made up"})
             if facts:
                 log.json("facts.json", facts)
@@ -186,6 +186,7 @@ def make_search(
                 if number == 3:
                     fate = {"tags": {"fairtune.pruned_at": "1"}, "epochs": 1}
                 add_trial(log, number, bits[number], blocks, value, **fate)
+                log.log(metrics={"rung/001": value}, step=number)
             if not finish:
                 raise KeyboardInterrupt
             _finish(log, folder, groups, bits, blocks, winner, n_classes)

@@ -103,7 +103,20 @@ def test_settings_name_the_rule() -> None:
     assert make_pruner(PruningSettings(rule="median", min_trials=5)) == Median(5)
 
 
-@pytest.mark.parametrize("rungs", [(0,), (2, 1), (1, 1)])
+@pytest.mark.parametrize(
+    ("epochs", "every", "rungs"),
+    [(12, 1, (3, 4, 6)), (50, 1, (13, 17, 25)), (4, 1, (2,)), (2, 1, (1,)), (12, 5, (5, 10))],
+)
+def test_rungs_not_given_stand_in_the_first_half(
+    epochs: int, every: int, rungs: tuple[int, ...]
+) -> None:
+    assert PruningSettings(rule="median").rungs_within(epochs, every) == rungs
+    assert PruningSettings().rungs_within(epochs, every) == ()
+    given = PruningSettings(rule="halving", rungs=(1,))
+    assert given.rungs_within(epochs, every) == (1,)
+
+
+@pytest.mark.parametrize("rungs", [(), (0,), (2, 1), (1, 1)])
 def test_rungs_must_rise(rungs: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="epochs from 1 on"):
         PruningSettings(rungs=rungs)
