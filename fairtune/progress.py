@@ -1,4 +1,4 @@
-"""Progress for people: bars on a terminal, none elsewhere and none with ``--quiet``.
+"""Progress for people: bars on a terminal and in a notebook, none elsewhere and none with ``--quiet``.
 
 Bars and logs share stderr. They are drawn without colour, so ``NO_COLOR`` has nothing to switch off.
 """
@@ -28,9 +28,10 @@ def progress_bar(items: Iterable[Any] | None = None, **settings: Any) -> tqdm[An
 
 
 def watched() -> bool:
-    """Say whether stderr is a terminal and the user has not asked for errors alone."""
+    """Say whether stderr is a terminal or a notebook, and the user has not asked for errors alone."""
     loud = logging.getLogger("fairtune").isEnabledFor(logging.WARNING)
-    return loud and sys.stderr is not None and sys.stderr.isatty()
+    notebook = type(sys.stderr).__module__.startswith("ipykernel.")
+    return loud and sys.stderr is not None and (notebook or sys.stderr.isatty())
 
 
 class LogHandler(logging.StreamHandler[Any]):

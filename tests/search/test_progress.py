@@ -57,6 +57,16 @@ def test_it_shows_time_left_speed_and_the_best() -> None:
     assert "<" in shown  # elapsed<remaining
 
 
+def test_a_notebook_shows_bars_and_a_file_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+    for stream, shows in ((notebook(), True), (io.StringIO(), False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stream)
+            with progress_bar(total=1, desc="trials") as bar:
+                bar.update()
+        assert ("trials: 100%" in stream.getvalue()) is shows
+
+
 def test_quiet_is_quiet(caplog: Any) -> None:
     with (
         terminal() as screen,
