@@ -1,10 +1,10 @@
 """What asynchronous successive halving saves: epochs and seconds, and what it costs in the objective.
 
-Whole searches, with and without halving at the epochs 2, 4, 8, 16. Halving comes twice: once with as many
-trials, and once with a third of the epochs and as many trials as they allow. The objective is the mean of the
-best candidate's repetitions with fresh seeds, on validation:
+Whole searches, with and without halving at the default rungs. Halving comes twice: once with as many trials,
+and once with a third of the epochs and as many trials as they allow. The objective is the mean of the best
+candidate's repetitions with fresh seeds, on validation:
 
-    python -m benchmarks.halving [--config FILE --source DIR] [--seeds 5] [-o KEY=VALUE]
+    python -m benchmarks.halving [--config FILE --source DIR] [--seeds 5] [-o search.pruning.rungs=[2,4,8]]
 
 Where whole searches are too long, one unpruned random search, of which every order of trials is a search
 that could have been: the curves are fixed, so that halving over an order is exact. The objective is then
@@ -30,8 +30,6 @@ from fairtune.search.pruning import make_pruner
 from fairtune.search.runner import NUMBER
 from fairtune.tracking.runs import existing_run
 
-RUNGS = (2, 4, 8, 16)
-
 
 def curves(run_id: str, objective: str, epochs: int) -> NDArray[np.float64]:
     """Return the objective of every whole trial of a search after every epoch, oriented."""
@@ -55,7 +53,7 @@ def replay(values: NDArray[np.float64], config: Config) -> tuple[int, float]:
     """
     pruner = make_pruner(config.search.pruning)
     assert pruner is not None
-    seen: dict[int, list[float]] = {rung: [] for rung in config.search.pruning.rungs}
+    seen: dict[int, list[float]] = {rung: [] for rung in config.rungs}
     spent, best = 0, -np.inf
     for curve in values:
         for epoch, value in enumerate(curve, 1):
@@ -76,7 +74,8 @@ def replayed(values: NDArray[np.float64], halving: Config, orders: int) -> None:
     rows = [replay(rng.permutation(values), halving) for _ in range(orders)]
     table = pd.DataFrame(rows, columns=["epochs", "objective"])
     whole = values.size
-    print(f"{len(values)} trials of {values.shape[1]} epochs, {orders} orders")
+    rungs = ", ".join(map(str, halving.rungs))
+    print(f"{len(values)} trials of {values.shape[1]} epochs, {orders} orders; rungs {rungs}")
     print(f"no pruning: {whole} epochs, best objective {values[:, -1].max():.4f}")
     print(
         f"halving:    {table.epochs.mean():.1f} ± {table.epochs.std():.1f} epochs "
@@ -99,10 +98,8 @@ def main() -> None:
             given.config = existing_run(given.run).download("config.yaml", folder)
         config = configured(given)
         epochs, objective = config.train.epochs, config.search.objective
-        rungs = [rung for rung in RUNGS if rung < epochs]
-        whole = configured(given, "search.pruning.rule=none")
-        pruning = ["search.pruning.rule=halving", f"search.pruning.rungs={rungs}"]
-        halving = configured(given, *pruning)
+        pruning = "search.pruning.rule=halving"
+        whole, halving = configured(given, "search.pruning.rule=none"), configured(given, pruning)
     if given.replay and given.run:
         replayed(curves(given.run, objective, epochs), halving, given.replay)
         return
@@ -121,7 +118,7 @@ def main() -> None:
     kinds = {
         "no pruning": whole,
         "halving, as many trials": halving,
-        "halving, a third of the epochs": configured(given, *pruning, *third),
+        "halving, a third of the epochs": configured(given, pruning, *third),
     }
     rows = compare(kinds, given.source, given.seeds)
     print(means(rows, "kind").set_index("kind").to_string(), "\n")

@@ -99,8 +99,7 @@ class PruningSettings(_Section):
     )
     rungs: tuple[int, ...] | None = Field(
         None,
-        description="Epochs after which weak trials are stopped; null = after a quarter, a third and "
-        "half of `train.epochs`.",
+        description="Epochs after which weak trials are stopped; null = after 2, 4, 8, 16 and so on.",
     )
     reduction: int = Field(3, ge=2, description="Of how many trials at a rung one goes on.")
     min_trials: int = Field(
@@ -119,17 +118,17 @@ class PruningSettings(_Section):
     def rungs_within(self, epochs: int, judge_every: int = 1) -> tuple[int, ...]:
         """Return the rungs of a training of so many epochs, judged so often; () without a rule.
 
-        Those not given stand after a quarter, a third and half of the epochs, rounded up to an
-        epoch that is judged, and if possible not after the first, which ranks trials badly
-        (``docs/searching.md``).
+        Those not given double from 2 on, rounded up to an epoch that is judged: the first ranks
+        trials badly (``docs/searching.md``), and stands alone where a training has but two.
         """
         if self.rule == "none":
             return ()
         if self.rungs is not None:
             return self.rungs
-        shares = {judge_every * -(-epochs // (part * judge_every)) for part in (4, 3, 2)}
-        found = {rung for rung in shares if rung < epochs}
-        return tuple(sorted(found - {1} or found))
+        doubling = (2**k for k in range(1, epochs.bit_length()))
+        judged = sorted({judge_every * -(-rung // judge_every) for rung in doubling})
+        found = [rung for rung in judged if rung < epochs] or [judge_every]
+        return tuple(rung for rung in found if rung < epochs)
 
 
 class FinalSettings(_Section):
