@@ -121,7 +121,8 @@ class SparkExecutor(Executor):
         """See `Executor.trials`."""
         from hyperopt import SparkTrials
 
-        return SparkTrials(parallelism=self.parallelism, spark_session=self.session)
+        session = _ReadingSession(self.session)
+        return SparkTrials(parallelism=self.parallelism, spark_session=session)
 
     def minimize(self, runner: TrialRunner, proposer: Proposer, trials: Trials) -> None:
         """See `Executor.minimize`."""
@@ -154,6 +155,36 @@ class SparkExecutor(Executor):
                     f"--resume {log.run_id}"
                 ) from error
         return result
+
+
+class _ReadingSession:
+    """A Spark session whose tasks read their input before they run.
+
+    hyperopt's tasks leave theirs unread. Spark ends the Python process of such a task, and every trial
+    would import torch and load the data anew.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.sparkContext = _ReadingContext(session.sparkContext)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+
+class _ReadingContext:
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def parallelize(self, items: Sequence[Any], slices: int | None = None) -> Any:
+        return self._context.parallelize(items, slices).mapPartitions(_read)
+
+
+def _read(items: Iterator[A]) -> Iterator[A]:
+    return iter(list(items))
 
 
 def _close_lost(runner: TrialRunner, trials: Trials) -> None:

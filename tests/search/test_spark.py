@@ -16,6 +16,7 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
+from hyperopt import STATUS_OK, fmin, hp, rand
 from mlflow import MlflowClient
 from search.conftest import children
 from search.samples import tiny_config
@@ -25,7 +26,7 @@ from stores import mlflow_at
 
 from fairtune.errors import InputError
 from fairtune.interrupt import InterruptedSearchError, StopRequest
-from fairtune.search.executors import spark_session
+from fairtune.search.executors import SparkExecutor, spark_session
 from fairtune.search.search import search
 from fairtune.tracking.runs import RunLog
 
@@ -117,6 +118,17 @@ def assert_whole(run_id: str, trials: int) -> None:
 def test_local_cores_run_trials_at_once(store: str, source: str) -> None:
     outcome = search(tiny_config(search__trials=5, **CONFIG), source, StopRequest())
     assert_whole(outcome.run_id, 5)
+
+
+def test_a_process_runs_one_trial_after_another() -> None:
+    """What takes seconds to load (torch, data, base weights) is loaded once for many trials."""
+
+    def process(_: float) -> dict[str, object]:
+        return {"status": STATUS_OK, "loss": 0.0, "process": os.getpid()}
+
+    trials = SparkExecutor(None, 1, gpu=False).trials()
+    fmin(process, hp.uniform("x", 0, 1), rand.suggest, 3, trials=trials, show_progressbar=False)
+    assert len({trial["result"]["process"] for trial in trials.trials}) == 1
 
 
 def test_a_request_to_stop_reaches_the_workers(store: str, source: str) -> None:
