@@ -76,8 +76,8 @@ def trade_off(task: str, models: pd.DataFrame, intervals: pd.DataFrame) -> Drawi
         axes.errorbar(
             x["estimate"],
             y["estimate"],
-            xerr=[[x["estimate"] - x["low"]], [x["high"] - x["estimate"]]],
-            yerr=[[y["estimate"] - y["low"]], [y["high"] - y["estimate"]]],
+            xerr=_beside(x),
+            yerr=_beside(y),
             label=name,
             linestyle="none",
             elinewidth=0.6,
@@ -97,6 +97,12 @@ def trade_off(task: str, models: pd.DataFrame, intervals: pd.DataFrame) -> Drawi
         figure=figure,
         wide=True,
     )
+
+
+def _beside(found: pd.Series) -> list[list[float]]:
+    """Return the lengths of an error bar; no part is below 0, which Matplotlib refuses."""
+    parts = (found["estimate"] - found["low"], found["high"] - found["estimate"])
+    return [[float(np.maximum(part, 0))] for part in parts]
 
 
 def gaps(task: str, models: pd.DataFrame) -> Drawing:
