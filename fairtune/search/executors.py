@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -113,9 +114,9 @@ class SparkExecutor(Executor):
     begins the same nested run anew.
     """
 
-    def __init__(self, master: str | None, parallelism: int, *, gpu: bool) -> None:
+    def __init__(self, master: str | None, parallelism: int, *, gpus: float = 0) -> None:
         self.parallelism = parallelism
-        self.session = spark_session(master, parallelism, gpu=gpu)
+        self.session = spark_session(master, parallelism, gpus=gpus)
 
     def trials(self) -> Trials:
         """See `Executor.trials`."""
@@ -146,7 +147,8 @@ class SparkExecutor(Executor):
         context = self.session.sparkContext
         with _stop_reaches_workers(log, stop):
             try:
-                result: list[B] = context.parallelize(items, len(items)).map(function).collect()
+                at_once = context.parallelize(items, min(len(items), self.parallelism))
+                result: list[B] = at_once.map(function).collect()
             except Exception as error:
                 if stop.requested:
                     raise InterruptedSearchError("stopped by Ctrl-C") from None
@@ -225,10 +227,11 @@ def _stop_reaches_workers(log: RunLog, stop: StopRequest) -> Iterator[None]:
         watcher.join()
 
 
-def spark_session(master: str | None, parallelism: int, *, gpu: bool = False) -> Any:
+def spark_session(master: str | None, parallelism: int, *, gpus: float = 0) -> Any:
     """Start or join a Spark session.
 
     On a cluster the package travels to the workers; libraries, data and base weights must be there.
+    Each task asks for `gpus` of them: 0.5 lets two tasks share one.
 
     Raises
     ------
@@ -252,10 +255,11 @@ def spark_session(master: str | None, parallelism: int, *, gpu: bool = False) ->
         raise InputError(f"Spark master {master} does not answer: start it, or mend the address")
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName("fairtune").master(master)
-    for key, value in _settings(local, gpu).items():
+    for key, value in _settings(local, gpus).items():
         builder = builder.config(key, value)
     try:
-        session = builder.getOrCreate()
+        with _own_interrupts():
+            session = builder.getOrCreate()
         if not local:
             _ship_package(session)
     except Exception as error:
@@ -263,6 +267,17 @@ def spark_session(master: str | None, parallelism: int, *, gpu: bool = False) ->
         raise InputError(f"Spark master {master} cannot be used: {reason}") from None
     session.sparkContext.setLogLevel("ERROR")
     return session
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Keep what Ctrl-C does: a new SparkContext would let it cancel all jobs."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _answers(master: str) -> bool:
@@ -274,7 +289,7 @@ def _answers(master: str) -> bool:
     return False
 
 
-def _settings(local: bool, gpu: bool) -> dict[str, str]:
+def _settings(local: bool, gpus: float) -> dict[str, str]:
     host = os.environ.get("SPARK_LOCAL_IP", "127.0.0.1")
     settings = {
         "spark.task.maxFailures": "2",  # a lost trial is repeated once
@@ -287,9 +302,9 @@ def _settings(local: bool, gpu: bool) -> dict[str, str]:
         settings["spark.excludeOnFailure.enabled"] = "false"
         if "SPARK_LOCAL_IP" in os.environ:
             settings["spark.driver.host"] = host
-        if gpu:
+        if gpus:
             settings["spark.executor.resource.gpu.amount"] = "1"
-            settings["spark.task.resource.gpu.amount"] = "1"
+            settings["spark.task.resource.gpu.amount"] = f"{gpus:g}"
     if CACHE in os.environ:
         settings[f"spark.executorEnv.{CACHE}"] = os.environ[CACHE]
     return settings
@@ -308,6 +323,6 @@ def _ship_package(session: Any) -> None:
 def make_executor(settings: SearchSettings, *, device: str = "cpu") -> Executor:
     """Return the executor that the settings name; `device` is where trials compute."""
     if settings.executor == "spark":
-        gpu = device.startswith("cuda")
-        return SparkExecutor(settings.spark_master, settings.parallelism, gpu=gpu)
+        gpus = settings.gpus_per_trial if device.startswith("cuda") else 0
+        return SparkExecutor(settings.spark_master, settings.parallelism, gpus=gpus)
     return SerialExecutor()

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 BUDGET_KEYS = (
     "device",
+    "search.gpus_per_trial",
     "search.executor",
     "search.max_epochs",
     "search.max_minutes",

@@ -197,6 +197,19 @@ class SearchSettings(_Section):
     spark_master: str | None = Field(
         None, description="Spark's master; null = SPARK_MASTER_URL, else local[parallelism]."
     )
+    gpus_per_trial: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="GPUs that a trial asks a Spark cluster for, with device=cuda; 0.5 = two share one.",
+    )
+
+    @field_validator("gpus_per_trial")
+    @classmethod
+    def _spark_can_give_it(cls, gpus: float) -> float:
+        if 0.5 < gpus < 1:
+            raise ValueError("must be 1, or 0.5 and less: Spark gives no other shares")
+        return gpus
 
     @field_validator("extra")
     @classmethod

@@ -7,6 +7,7 @@ was cut off is rebuilt from them.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -161,8 +162,11 @@ class _Past:
     def began(self) -> float:
         """Return when the search would have begun, had it run without a break, on this clock."""
         spans = ((run.info.start_time, run.info.end_time) for _, run in self.done)
-        spent: float = sum(end - start for start, end in spans if end is not None) / 1000
-        return time.monotonic() - spent
+        spent, until = 0.0, -math.inf  # milliseconds; what ran at once counts once
+        for start, end in sorted(span for span in spans if span[1] is not None):
+            spent += max(0.0, end - max(start, until))
+            until = max(until, end)
+        return time.monotonic() - spent / 1000
 
     @property
     def numbers(self) -> list[int]:

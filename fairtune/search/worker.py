@@ -30,7 +30,7 @@ def worker_workspace(config: Config, source: str | None) -> Workspace:
     """Open the workspace; in a task that Spark gave a GPU, on that GPU."""
     task = spark_task()
     gpus = task.resources().get("gpu") if task is not None else None
-    if gpus is not None and config.device == "cuda":
+    if gpus is not None and config.device in ("auto", "cuda"):
         config = config.model_copy(update={"device": f"cuda:{gpus.addresses[0]}"})
     return open_workspace(config, source)
 

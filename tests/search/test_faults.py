@@ -128,7 +128,11 @@ def test_a_fresh_store_is_opened_by_several_processes_at_once(tmp_path: Path) ->
         )
         for _ in range(3)
     ]
-    told = [process.communicate(b"go\n")[1].decode() for process in processes]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+    told = [process.communicate()[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], told
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("fairtune")

@@ -25,7 +25,7 @@ from search.test_whole_search import ONE_FINAL, only_search
 from stores import mlflow_at
 
 from fairtune.errors import InputError
-from fairtune.interrupt import InterruptedSearchError, StopRequest
+from fairtune.interrupt import InterruptedSearchError, StopRequest, handle_signals
 from fairtune.search.executors import SparkExecutor, spark_session
 from fairtune.search.search import search
 from fairtune.tracking.runs import RunLog
@@ -126,13 +126,13 @@ def test_a_process_runs_one_trial_after_another() -> None:
     def process(_: float) -> dict[str, object]:
         return {"status": STATUS_OK, "loss": 0.0, "process": os.getpid()}
 
-    trials = SparkExecutor(None, 1, gpu=False).trials()
+    trials = SparkExecutor(None, 1).trials()
     fmin(process, hp.uniform("x", 0, 1), rand.suggest, 3, trials=trials, show_progressbar=False)
     assert len({trial["result"]["process"] for trial in trials.trials}) == 1
 
 
 def test_a_request_to_stop_reaches_the_workers(store: str, source: str) -> None:
-    stop = StopRequest()
+    """With a real Ctrl-C, which Spark would take for itself."""
 
     def ask() -> None:
         while True:
@@ -142,12 +142,13 @@ def test_a_request_to_stop_reaches_the_workers(store: str, source: str) -> None:
                     break
             except (AttributeError, ValueError):  # nothing there yet
                 continue
-        stop.requested = True
+        os.kill(os.getpid(), signal.SIGINT)
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    with pytest.raises(InterruptedSearchError):
+    with pytest.raises(InterruptedSearchError), handle_signals() as stop:
         search(tiny_config(search__trials=50, train__epochs=400, **CONFIG), source, stop)
+    assert stop.requested
     parent = only_search()
     assert parent.info.status == "KILLED"
     assert {run.info.status for run in children(parent.info.run_id)} <= {"KILLED", "FINISHED"}
@@ -174,7 +175,7 @@ def _kill_a_worker_in_mid_trial(killed: list[str]) -> None:
             for process in psutil.Process().children(recursive=True)
             if "CoarseGrainedExecutorBackend" in _command(process)
         ]
-        if busy and executors:
+        if len(busy) == 2 and executors:
             executors[0].send_signal(signal.SIGKILL)
             killed.append(busy[0].info.run_id)
 
@@ -195,7 +196,7 @@ def test_a_cluster_survives_the_loss_of_a_worker(
     assert killed
     assert_whole(outcome.run_id, 6)
     repeated = [r for r in children(outcome.run_id, "trial") if "fairtune.repeated" in r.data.tags]
-    assert len(repeated) <= 2
+    assert 1 <= len(repeated) <= 2
     assert all(run.data.metrics["epochs"] == 20 for run in children(outcome.run_id, "trial"))
 
 
