@@ -226,7 +226,7 @@ class _FineTune:
             views=lambda: eval_batches(
                 train.images,
                 train.rows,
-                batch_size=recipe.eval_batch_size,
+                batch_size=self.judged.batch_size,
                 size=spec.size,
                 mean=spec.mean,
                 std=spec.std,

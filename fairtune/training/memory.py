@@ -1,4 +1,4 @@
-"""Memory: where the images are while a model trains, and how much a fine-tune took."""
+"""Memory: where the images are while a model trains, what a fine-tune took, and when it runs out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from fairtune.data.batches import Images
 SHARE = 0.25
 """Of a GPU's free memory: what the images may take; the rest is the model's."""
 
-_kept: dict[tuple[int, tuple[int, ...], str], Tensor] = {}
+_kept: dict[tuple[int, tuple[int, ...], str], tuple[NDArray[np.uint8], Tensor]] = {}
+"""By address, shape and device: the images on the GPU, and the array they came from. As long as that
+is held, no other store can come to lie at its address."""
 
 
 def on_device(images: Images, device: torch.device) -> Images:
@@ -38,13 +40,35 @@ def on_device(images: Images, device: torch.device) -> Images:
         if not fits(images, torch.cuda.mem_get_info(device)[0]):
             return images
         _kept.clear()  # one store at a time
-        _kept[key] = torch.from_numpy(np.array(images)).to(device)
-    return _kept[key]
+        _kept[key] = images, torch.from_numpy(np.array(images)).to(device)
+    return _kept[key][1]
 
 
 def fits(images: NDArray[np.uint8], free: int) -> bool:
     """Say whether the images may stay on a GPU with so many bytes free."""
     return images.nbytes <= SHARE * free
+
+
+_OUT_OF_MEMORY = (
+    "out of memory",  # CUDA, its driver, MPS
+    "alloc_failed",  # the status of cuBLAS, cuDNN and their like
+    "not enough memory",
+    "can't allocate memory",
+)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Say whether a pass failed for want of memory, so that fewer images at once may help."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(part in text for part in _OUT_OF_MEMORY)
+
+
+def release(device: torch.device) -> None:
+    """Give back what torch holds of a GPU's memory and does not use."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")

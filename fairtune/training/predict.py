@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,10 @@ from fairtune.data.batches import eval_batches
 from fairtune.peft.parts import head_modules, head_names
 from fairtune.training.features import feature_tap
 from fairtune.training.hardware import autocast, choose_attention
+from fairtune.training.memory import is_out_of_memory, release
 from fairtune.training.split import ImageSpec, Split
+
+logger = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
@@ -32,7 +36,7 @@ def predict(
     Parameters
     ----------
     batch_size
-        Images at once.
+        Images at once; halved whenever memory runs out.
 
     Returns
     -------
@@ -41,13 +45,7 @@ def predict(
         never averaged over batches.
     """
     device = device or next(model.parameters()).device
-    choose_attention(model, device, precision)
-    with _evaluating(model):
-        parts = [
-            _probabilities(logits)
-            for logits in _logits(model, split, spec, batch_size, device, precision)
-        ]
-    return torch.cat(parts).numpy()
+    return _predicted(_Outputs(model, split, spec, batch_size, device, precision))
 
 
 class Judge:
@@ -55,6 +53,11 @@ class Judge:
 
     Where the classifier alone trains (a linear probe), what goes into it never changes, as these
     images are not augmented: it is computed once, n · D floats, and kept.
+
+    Parameters
+    ----------
+    batch_size
+        Images at once; halved whenever memory runs out, and smaller from then on.
     """
 
     def __init__(
@@ -67,23 +70,21 @@ class Judge:
         device: torch.device,
         precision: str,
     ) -> None:
-        self.model, self.split, self.spec = model, split, spec
-        self.batch_size, self.device, self.precision = batch_size, device, precision
+        self.model, self.device, self.precision = model, device, precision
+        self._outputs = _Outputs(model, split, spec, batch_size, device, precision)
         self.keeps_features = _only_classifier_trains(model)
         self._features: Tensor | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Images at once, as memory allows so far."""
+        return self._outputs.batch_size
 
     @torch.inference_mode()
     def __call__(self) -> NDArray[np.float64]:
         """Return class probabilities (n, C) of the model as it is now."""
         if not self.keeps_features:
-            return predict(
-                self.model,
-                self.split,
-                self.spec,
-                batch_size=self.batch_size,
-                device=self.device,
-                precision=self.precision,
-            )
+            return _predicted(self._outputs)
         if self._features is None:
             self._features = self._computed()
         (classifier,) = head_modules(self.model).values()
@@ -95,10 +96,7 @@ class Judge:
         """Return what goes into the classifier, (n, D) float32, on the device."""
         with _evaluating(self.model), feature_tap(self.model, True) as tap:
             assert tap is not None
-            passes = _logits(
-                self.model, self.split, self.spec, self.batch_size, self.device, self.precision
-            )
-            return torch.cat([tap.take() for _ in passes])
+            return torch.cat([tap.take() for _ in self._outputs()])
 
 
 def _only_classifier_trains(model: nn.Module) -> bool:
@@ -107,32 +105,62 @@ def _only_classifier_trains(model: nn.Module) -> bool:
     return len(heads) == 1 and isinstance(heads[0], nn.Linear) and trained <= set(head_names(model))
 
 
-def _logits(
-    model: nn.Module,
-    split: Split,
-    spec: ImageSpec,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
-) -> Iterator[Tensor]:
-    """Yield the model's outputs (B, C), batch by batch."""
-    batches = eval_batches(
-        split.images,
-        split.rows,
-        batch_size=batch_size,
-        size=spec.size,
-        mean=spec.mean,
-        std=spec.std,
-        device=device,
-    )
-    for x in batches:  # (B, 3, size, size)
-        with autocast(device, precision):
-            logits = model(x)
-        yield logits
+class _Outputs:
+    """A model's outputs for a split, in as small batches as memory has asked for so far."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        split: Split,
+        spec: ImageSpec,
+        batch_size: int,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.model, self.split, self.spec = model, split, spec
+        self.batch_size, self.device, self.precision = batch_size, device, precision
+
+    def __call__(self) -> Iterator[Tensor]:
+        """Yield logits (B, C) in the order of the rows; goes on where memory ran out."""
+        done, n = 0, len(self.split.rows)
+        while done < n:
+            try:
+                for logits in self._from(done):
+                    yield logits
+                    done += len(logits)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.batch_size <= 1:
+                    raise
+                self.batch_size = -(-min(self.batch_size, n - done) // 2)
+                logger.warning("out of memory: evaluating %d images at once", self.batch_size)
+            else:
+                return
+            release(self.device)  # here, as the error held on to what the pass had allocated
+
+    def _from(self, start: int) -> Iterator[Tensor]:
+        batches = eval_batches(
+            self.split.images,
+            self.split.rows[start:],
+            batch_size=self.batch_size,
+            size=self.spec.size,
+            mean=self.spec.mean,
+            std=self.spec.std,
+            device=self.device,
+        )
+        for x in batches:  # (B, 3, size, size)
+            with autocast(self.device, self.precision):
+                logits = self.model(x)
+            yield logits
+
+
+def _predicted(outputs: _Outputs) -> NDArray[np.float64]:
+    choose_attention(outputs.model, outputs.device, outputs.precision)
+    with _evaluating(outputs.model):
+        return torch.cat([_probabilities(logits) for logits in outputs()]).numpy()
 
 
 def _probabilities(logits: Tensor) -> Tensor:
-    return logits.double().softmax(dim=1).cpu()
+    return logits.cpu().double().softmax(dim=1)  # on the CPU: MPS has no float64
 
 
 @contextmanager

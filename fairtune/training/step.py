@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fairtune.training.features import FeatureTap
 from fairtune.training.hardware import autocast
+from fairtune.training.memory import is_out_of_memory, release
 from fairtune.training.strategies.base import Batch, Tactic
 from fairtune.training.tensors import still_statistics
 
@@ -70,14 +71,13 @@ class Stepper:
                     return self._whole(x, y, groups)
                 return self._cached(x, y, groups)
             except RuntimeError as error:
-                if not _is_out_of_memory(error) or self.micro_batch_size <= 2:
+                if not is_out_of_memory(error) or self.micro_batch_size <= 2:
                     raise
                 self.micro_batch_size = -(-min(self.micro_batch_size, len(y)) // 2)
                 logger.warning(
                     "out of memory: going on with %d images at once", self.micro_batch_size
                 )
-                if x.is_cuda:
-                    torch.cuda.empty_cache()
+                release(x.device)
             self.optimizer.zero_grad(set_to_none=True)
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -166,12 +166,3 @@ def _set_random_state(device: torch.device, state: Tensor) -> None:
         torch.cuda.set_rng_state(state, device)
     else:
         torch.set_rng_state(state)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "not enough memory" in text
-        or "can't allocate memory" in text
-    )

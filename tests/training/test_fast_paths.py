@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 
 from fairtune.errors import InputError
 from fairtune.peft import apply_mask, build_model, get_space, set_train_mode
-from fairtune.training import ImageSpec, Recipe, Split, fine_tune, predict
+from fairtune.training import ImageSpec, Recipe, Split, fine_tune, memory, predict
 from fairtune.training.attention import PlainAttention, use_plain_attention
 from fairtune.training.compilation import LONG, compile_blocks
 from fairtune.training.depthwise import (
@@ -23,7 +23,7 @@ from fairtune.training.depthwise import (
     use_fast_depthwise,
 )
 from fairtune.training.hardware import deterministic
-from fairtune.training.memory import SHARE, fits, on_device, peak, reset_peak
+from fairtune.training.memory import SHARE, fits, is_out_of_memory, on_device, peak, reset_peak
 from fairtune.training.optimization import make_optimizer
 from fairtune.training.predict import Judge
 from fairtune.training.profile import STEPS, WARM_UP, profiled
@@ -283,6 +283,43 @@ def test_images_stay_where_they_do_not_fit(train: Split) -> None:
     assert on_device(train.images, CPU) is train.images
     assert fits(train.images, int(train.images.nbytes / SHARE) + 1)
     assert not fits(train.images, int(train.images.nbytes / SHARE) - 1)
+
+
+def test_images_of_another_store_at_the_same_address_are_not_taken_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_kept", {})
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**30))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor.clone())
+    gpu = torch.device("cuda", 0)
+    for value in range(4):
+        path = tmp_path / f"{value}.npy"
+        np.save(path, np.full((4, 64, 64, 3), value, dtype=np.uint8))
+        images = np.load(path, mmap_mode="r")
+        found = on_device(images, gpu)
+        assert int(found.max()) == value
+        assert on_device(images[:], gpu) is found  # once for all trials
+        del images  # a mapping that nothing holds is undone, and its address is free
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", True),
+        ("CUDA error: out of memory", True),
+        ("MPS backend out of memory (MPS allocated: 5 GB)", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", True),
+        ("CUDA error: device-side assert triggered", False),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", False),
+    ],
+)
+def test_every_way_to_say_that_memory_ran_out(text: str, expected: bool) -> None:
+    assert is_out_of_memory(RuntimeError(text)) == expected
+
+
+def test_out_of_memory_is_an_error_of_its_own_kind() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("no room"))
 
 
 def test_peak_memory_is_that_since_the_last_reset() -> None:

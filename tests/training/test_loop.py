@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from fairtune.errors import InputError
 from fairtune.fairness import evaluate
@@ -159,6 +162,94 @@ def test_out_of_memory_of_two_images_is_an_error(
 ) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         fine_tune(_Greedy(model_of(), 0), train, val, spec, recipe, seed=0, device=CPU)
+
+
+def limited(model: nn.Module, most: int, text: str = "MPS backend out of memory") -> list[int]:
+    """Give a model memory for a few images while it evaluates; returns the sizes it is asked for."""
+    asked: list[int] = []
+
+    def check(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        if not torch.is_grad_enabled():
+            asked.append(len(given[0]))
+            if asked[-1] > most:
+                raise RuntimeError(text)
+
+    model.register_forward_pre_hook(check)
+    return asked
+
+
+@pytest.mark.parametrize("space", ["fullft", "linear_readout"])
+def test_out_of_memory_halves_the_batch_of_an_evaluation_for_the_rest_of_the_fine_tune(
+    space: str,
+    train: Split,
+    val: Split,
+    spec: ImageSpec,
+    recipe: Recipe,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recipe = recipe.model_copy(update={"precision": "fp32"})
+    plain = fine_tune(model_of(space=space), train, val, spec, recipe, seed=0, device=CPU)
+    model = model_of(space=space)
+    asked = limited(model, 20)
+    result = fine_tune(model, train, val, spec, recipe, seed=0, device=CPU)
+    passes = 1 if space == "linear_readout" else recipe.epochs
+    assert asked == [64, 32] + [16] * 4 * passes
+    assert np.allclose(result.probabilities, plain.probabilities, atol=1e-6)
+    told = [record.getMessage() for record in caplog.records if "out of memory" in record.msg]
+    assert told == [f"out of memory: evaluating {size} images at once" for size in (32, 16)]
+
+
+def test_an_evaluation_goes_on_where_memory_ran_out(val: Split, spec: ImageSpec) -> None:
+    model = model_of()
+    whole = predict(model, val, spec, precision="fp32")
+    seen: list[int] = []
+
+    def short(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        if sum(seen) == 40 and len(given[0]) > 1:  # memory that runs out in the middle
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        seen.append(len(given[0]))
+
+    model.register_forward_pre_hook(short)
+    parts = predict(model, val, spec, batch_size=20, precision="fp32")
+    assert seen == [20, 20] + [1] * 24
+    assert np.allclose(whole, parts, atol=1e-6)
+
+
+@pytest.mark.parametrize(("most", "text"), [(0, "CUDA out of memory"), (20, "not of memory")])
+def test_an_evaluation_fails_where_fewer_images_do_not_help(
+    val: Split, spec: ImageSpec, most: int, text: str
+) -> None:
+    model = model_of()
+    asked = limited(model, most, text)
+    with pytest.raises(RuntimeError, match=text):
+        predict(model, val, spec)
+    assert asked == ([64, 32, 16, 8, 4, 2, 1] if most == 0 else [64])
+
+
+class _NoFloat64(TorchFunctionMode):
+    """A device without float64: what is not known to be on the CPU cannot be made double."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved: list[torch.Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        if func is torch.Tensor.double and not any(args[0] is moved for moved in self.moved):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        found = func(*args, **kwargs or {})
+        if func is torch.Tensor.cpu:
+            self.moved.append(found)
+        return found
+
+
+@pytest.mark.parametrize("space", ["fullft", "linear_readout"])
+def test_a_device_needs_no_float64(space: str, train: Split, val: Split, spec: ImageSpec) -> None:
+    recipe = Recipe(epochs=1, precision="fp32", strategy="fairprune")
+    with _NoFloat64():
+        result = fine_tune(model_of(space=space), train, val, spec, recipe, seed=0, device=CPU)
+    assert result.probabilities.dtype == np.float64
 
 
 def test_a_diverged_loss_says_what_to_do(
