@@ -18,7 +18,7 @@ from fairtune.errors import InputError
 from fairtune.peft import set_train_mode
 from fairtune.training import class_weights, make_strategy
 from fairtune.training.groups import group_index
-from fairtune.training.strategies import Batch, Task
+from fairtune.training.strategies import Batch, Task, fairprune
 from fairtune.training.strategies.adversarial import mean_over_cells, reverse
 from fairtune.training.strategies.dfr import refit
 from fairtune.training.strategies.end import penalties
@@ -449,7 +449,10 @@ def test_refitting_needs_two_classes() -> None:
         make_strategy("dfr").start(task_of(Linear(), [1, 1], [0, 1]))
 
 
-def test_pruning_takes_what_serves_the_others_and_not_the_worst_group() -> None:
+def test_pruning_takes_what_serves_the_others_and_not_the_worst_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fairprune, "ROWS", 1)  # exact squares of every row's gradient
     rng = np.random.default_rng(0)
     model = Linear()
     labels, groups = [0, 1, 0, 1, 1, 0, 1, 0], [0, 0, 0, 1, 1, 1, 2, 2]
@@ -460,19 +463,12 @@ def test_pruning_takes_what_serves_the_others_and_not_the_worst_group() -> None:
     assert tactic.kept(1) is None  # before the last epoch
     before = model.head.weight.detach().clone()
 
-    def judged(rows: list[int]) -> tuple[float, Tensor]:
-        loss = nn.functional.cross_entropy(model(x[rows]), torch.tensor(labels)[rows])
-        return float(loss.detach()), torch.autograd.grad(loss, model.head.weight)[0]
-
     losses, saliency = np.zeros(3), torch.zeros(3, 2, 4)
-    for batch in (range(5), range(5, 8)):
-        for group in range(3):
-            rows = [row for row in batch if groups[row] == group]
-            if rows:
-                loss, gradient = judged(rows)
-                share = len(rows) / groups.count(group)
-                losses[group] += share * loss
-                saliency[group] += share * gradient**2 * before**2 / 2
+    for row, group in enumerate(groups):
+        loss = nn.functional.cross_entropy(model(x[[row]]), torch.tensor(labels)[[row]])
+        (gradient,) = torch.autograd.grad(loss, [model.head.weight])
+        losses[group] += float(loss.detach()) / groups.count(group)
+        saliency[group] += gradient**2 * before**2 / 2 / groups.count(group)
     worst = int(losses.argmax())
     others = [group for group in range(3) if group != worst]
     score = saliency[worst] - 0.5 * saliency[others].mean(0)
@@ -483,6 +479,34 @@ def test_pruning_takes_what_serves_the_others_and_not_the_worst_group() -> None:
     assert torch.equal(kept[~gone], before[~gone])
     assert torch.equal(model.head.weight, before)  # the loop puts them in, not the strategy
     assert model.head.weight.grad is None
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0], ids=["no mean gradient", "a mean gradient"])
+def test_saliency_does_not_depend_on_the_size_of_a_group(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    model = Linear()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    labels = [int(label) for label in rng.random(2000) < 0.5]
+    groups = [int(group) for group in rng.random(2000) < 0.1]  # drawn apart from all else
+    x = torch.from_numpy(rng.normal(size=(2000, 4))).float()
+    task = task_of(model, labels, groups, views=lambda: iter(torch.split(x, 250)))
+    weights = {"head.weight": model.head.weight}
+    losses, saliency = fairprune.group_saliency(task, weights)
+    assert 0.7 < float(saliency[1].sum() / saliency[0].sum()) < 1.4
+    expected = torch.zeros(2, 8, dtype=torch.float64)
+    for row, group in enumerate(groups):
+        loss = nn.functional.cross_entropy(model(x[[row]]), torch.tensor(labels)[[row]])
+        (gradient,) = torch.autograd.grad(loss, [model.head.weight])
+        share = gradient.flatten().double() ** 2 / groups.count(group)
+        expected[group] += share * model.head.weight.detach().flatten() ** 2 / 2
+    # About 120 estimates for the large group: a deviation of sqrt(2 / 120) = 13 % in each weight.
+    assert torch.allclose(saliency[0], expected[0], rtol=0.4, atol=0)
+    assert torch.allclose(saliency.sum(1), expected.sum(1), rtol=0.3, atol=0)
+    again = fairprune.group_saliency(task, weights)
+    assert again[0] == losses
+    assert torch.equal(again[1], saliency)
 
 
 def test_one_group_is_not_pruned() -> None:
