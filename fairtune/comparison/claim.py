@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -30,8 +31,8 @@ def judge_claim(differences: pd.DataFrame, comparison: Comparison) -> Claims:
     A hypothesis holds when its difference has the claimed sign and p < 0.05 after Holm's correction
     over all hypotheses of its task: over seeds, and where the seeds share their test patients over
     patients too. Overall AUROC is no lower when the lower end of its interval is above -margin.
-    Verdicts: supported (all hold), contradicted (one is significant the other way round), else not
-    decided.
+    Verdicts: supported (all hold, and none is missing), contradicted (one is significant the other
+    way round), else not decided. The text names the references of which a figure is missing.
     """
     rows, lines = [], []
     about = (
@@ -50,12 +51,13 @@ def judge_claim(differences: pd.DataFrame, comparison: Comparison) -> Claims:
             overall["low"] if redrawn else overall[["low", "patient_low"]].min(axis=1, skipna=False)
         )
         overall["decides"] = (low > -comparison.margin).astype(int)
-        verdict = _verdict(claimed["decides"].tolist(), overall["decides"].tolist())
         both = pd.concat([claimed, overall])
+        missing = _missing(both, comparison.references)
+        verdict = _verdict(claimed["decides"].tolist(), overall["decides"].tolist(), missing)
         both["verdict"] = verdict
         rows.append(both)
         lines += [
-            f"**{task}: the claim about `{comparison.candidate}` is {verdict}.**",
+            f"**{task}: the claim about `{comparison.candidate}` is {verdict}.**{_say(missing)}",
             markdown(_shown(both)),
         ]
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame({"verdict": []})
@@ -71,10 +73,21 @@ def _decides(row: pd.Series, redrawn: bool) -> int:
     return 1 if math.copysign(1, row["mean"]) == sign else -1
 
 
-def _verdict(claimed: list[int], overall: list[int]) -> str:
+def _missing(rows: pd.DataFrame, references: Sequence[str]) -> list[str]:
+    """Return the references without a row for each claimed metric and for overall AUROC."""
+    there = set(zip(rows["reference"], rows["metric"], strict=True))
+    return [r for r in references if not there.issuperset((r, m) for m in (*CLAIMED, "auroc"))]
+
+
+def _say(missing: list[str]) -> str:
+    named = ", ".join(f"`{name}`" for name in missing)
+    return f" Figures are missing of the comparison with {named}." if missing else ""
+
+
+def _verdict(claimed: list[int], overall: list[int], missing: list[str]) -> str:
     if -1 in claimed:
         return "contradicted"
-    return "supported" if claimed and all(claimed) and all(overall) else "not decided"
+    return "supported" if not missing and all(claimed) and all(overall) else "not decided"
 
 
 def _shown(rows: pd.DataFrame) -> pd.DataFrame:

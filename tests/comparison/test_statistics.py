@@ -239,3 +239,23 @@ def test_the_verdict(rows: list[tuple[str, float, float]], redrawn: bool, verdic
     shared = comparison.model_copy(update={"tasks": (task.model_copy(update={"seed_keys": ()}),)})
     unsure = table.assign(patient_p_value=0.5)  # over seeds alone is not enough on one test split
     assert set(judge_claim(unsure, shared).table["verdict"]) == {"not decided"}
+
+
+@pytest.mark.parametrize("left_out", [None, "worst_group_auroc", "auroc_gap", "auroc", "all"])
+def test_a_claim_is_not_supported_while_a_figure_is_missing(left_out: str | None) -> None:
+    from comparison.conftest import comparison_of
+
+    comparison = comparison_of(["full", "linear", "searched"], references=["full", "linear"])
+    table = pd.DataFrame(
+        row(metric, mean, p, reference=reference, task="spots")
+        for reference in comparison.references
+        for metric, mean, p in [
+            ("worst_group_auroc", 0.02, 0.001), ("auroc_gap", -0.02, 0.001), ("auroc", 0.0, 0.9),
+        ]
+    )  # fmt: skip
+    lost = (table["reference"] == "linear") & table["metric"].isin(
+        set(table["metric"]) if left_out == "all" else {left_out}
+    )
+    found = judge_claim(table[~lost], comparison)
+    assert set(found.table["verdict"]) == {"not decided" if left_out else "supported"}
+    assert ("missing of the comparison with `linear`." in found.text) == bool(left_out)
