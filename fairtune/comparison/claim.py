@@ -98,6 +98,7 @@ def _shown(rows: pd.DataFrame) -> pd.DataFrame:
                 "against": row["reference"],
                 "difference": _text(row["mean"], "+.4f"),
                 "n": row["n"],
+                "patients": row["patient_n_patients"],
                 "95 % over seeds": _interval(row["low"], row["high"]),
                 "95 % over patients": _interval(row["patient_low"], row["patient_high"]),
                 "p, seeds (Holm)": _text(row["p"], ".3f"),

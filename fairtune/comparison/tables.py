@@ -60,11 +60,11 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def latex(table: pd.DataFrame) -> str:
-    """Return a table as LaTeX, with the rules of the package booktabs."""
-    text = table.astype(str).replace({"±": r"$\\pm$", "_": r"\\_", "%": r"\\%"}, regex=True)
-    text.columns = [str(name).replace("_", r"\_") for name in table.columns]
-    styled: str = text.style.hide(axis="index").to_latex(hrules=True)
-    return styled
+    """Return a table as LaTeX, escaped, with the rules of the package booktabs."""
+    text = table.astype(str).rename(columns=str).style.hide(axis="index")
+    text = text.format(escape="latex").format_index(escape="latex", axis="columns")
+    styled: str = text.to_latex(hrules=True)
+    return styled.replace("±", r"$\pm$")
 
 
 def say_ranks(found: Ranking | None) -> str:

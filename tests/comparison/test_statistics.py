@@ -21,6 +21,7 @@ from fairtune.comparison.statistics import (
     rank,
     seed_difference,
 )
+from fairtune.comparison.tables import latex
 from fairtune.fairness import paired_bootstrap
 from fairtune.tracking.predictions import groups_of, probabilities_of
 
@@ -209,7 +210,7 @@ def row(
     return {
         "task": "t", "method": "searched", "reference": "full", "metric": metric, "n": 5, "mean": mean,
         "p_value": p, "low": low, "high": 0.1, "effect": 1.0, "patient_p_value": p, "patient_low": low,
-        "patient_high": 0.1, **more,
+        "patient_high": 0.1, "patient_n_patients": 1234, **more,
     }  # fmt: skip
 
 
@@ -259,3 +260,21 @@ def test_a_claim_is_not_supported_while_a_figure_is_missing(left_out: str | None
     found = judge_claim(table[~lost], comparison)
     assert set(found.table["verdict"]) == {"not decided" if left_out else "supported"}
     assert ("missing of the comparison with `linear`." in found.text) == bool(left_out)
+    lines = [line.split(" | ") for line in found.text.splitlines() if line.startswith("| ")]
+    assert {line[lines[0].index("patients")] for line in lines[2:]} == {"1234"}
+
+
+def test_latex_is_escaped() -> None:
+    cells = {
+        "age & sex #1": "50% ± 2_0",
+        "a\\b": "{x}$",
+        "mean_gap": "~^",
+    }
+    table = latex(pd.DataFrame({"task {#}": cells.keys(), "cost_$ & %": cells.values()}))
+    rows = [line for line in table.splitlines() if line.endswith(r"\\")]
+    assert rows == [
+        r"task \{\#\} & cost\_\$ \& \% \\",
+        r"age \& sex \#1 & 50\% $\pm$ 2\_0 \\",
+        r"a\textbackslash b & \{x\}\$ \\",
+        r"mean\_gap & \textasciitilde \textasciicircum  \\",
+    ]
