@@ -70,7 +70,8 @@ def noise_part() -> str | None:
 
     rows = []
     for kind, title in PROTOCOLS.items():
-        runs = latest(f"tags.`fairtune.kind` = '{kind}' and metrics.`test/auroc` > 0")
+        about = f"tags.`fairtune.kind` = '{kind}' and tags.`fairtune.dataset` = 'ham10000'"
+        runs = latest(f"{about} and metrics.`test/auroc` > 0")
         nested = "tags.mlflow.parentRunId"
         runs = [run for run in runs if nested not in run or not isinstance(run[nested], str)]
         if not runs:

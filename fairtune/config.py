@@ -175,9 +175,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected a mapping of sections, found {type(raw).__name__}")
-    for override in overrides:
-        _apply(raw, override)
-    return parse_config(raw, str(path))
+    return parse_config(with_overrides(raw, overrides), str(path))
 
 
 def parse_config(raw: dict[str, Any], where: str) -> Config:
@@ -197,6 +195,14 @@ def with_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
         for parent in parents:
             section = section.setdefault(parent, {})
         section[last] = value
+    return changed
+
+
+def with_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return a copy of a plain configuration with ``key.inner=value`` overrides applied."""
+    changed = copy.deepcopy(dict(raw))
+    for override in overrides:
+        _apply(changed, override)
     return changed
 
 

@@ -12,7 +12,7 @@ from fairtune.errors import InputError
 
 def with_folds(folds: int) -> tuple[str, ...]:
     """Return what ``--folds`` changes in a configuration."""
-    return (f"data.folds={folds}",) if folds else ()
+    return (f"data.folds={folds}", "data.fold=null") if folds else ()
 
 
 def cross_test(
@@ -89,7 +89,7 @@ def compare(
     from fairtune.interrupt import handle_signals
     from fairtune.tracking.runs import existing_run
 
-    changes = (*all_overrides(overrides, override_text), *with_folds(folds))
+    changes = (*with_folds(folds), *all_overrides(overrides, override_text))
     if config_path:
         comparison = load_comparison(config_path, changes)
     elif resume:

@@ -56,7 +56,7 @@ def search(
     Example:
       fairtune search --config configs/ham10000_age.yaml --source data/ham10000 -o search.trials=12
     """
-    config = read_config(config_path, (*overrides, *with_folds(folds)), override_text)
+    config = read_config(config_path, (*with_folds(folds), *overrides), override_text)
     if dry_run:
         return _dry_run(config, source, None)
     if len(config.data.tested_folds) > 1:
@@ -107,7 +107,7 @@ def finetune(
       fairtune finetune -o search.space=fullft
       fairtune finetune -o search.space=auto_peft1 --bits 101000111000010110
     """
-    config = read_config(config_path, (*overrides, *with_folds(folds)), override_text)
+    config = read_config(config_path, (*with_folds(folds), *overrides), override_text)
     from fairtune.interrupt import handle_signals
     from fairtune.search.single import fine_tune_once, parse_bits
 

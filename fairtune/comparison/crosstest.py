@@ -112,7 +112,7 @@ def fold_config(config: Config, fold: int) -> Config:
 def check_same(log: RunLog, config: Config, command: Command) -> None:
     """Refuse to go on with another run, or under another configuration."""
     tags = log.data().data.tags
-    if FOLD in tags and PARENT in tags:
+    if FOLD in tags and PARENT in tags and tags.get(KIND) == command:
         raise InputError(f"run {log.run_id} is one fold of a cross-test: resume {tags[PARENT]}")
     if tags.get(KIND) != CROSSTEST or tags.get("fairtune.command") != command:
         raise InputError(f"run {log.run_id} is no cross-test of a {command}")

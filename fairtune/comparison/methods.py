@@ -70,6 +70,10 @@ class Method(BaseModel):
     def _is_one_thing(self) -> Method:
         if sum((self.space is not None, self.size_of is not None, bool(self.best_of))) > 1:
             raise ValueError("space, size_of and best_of exclude each other")
+        if self.best_of and (self.trials is not None or self.candidates > 1):
+            raise ValueError("best_of trains nothing: it takes no trials and no candidates")
+        if self.candidates > 1 and (self.space is not None or self.size_of is not None):
+            raise ValueError("candidates are masks of a search: a method with one mask has none")
         make_strategy(self.strategy, self.strategy_options)
         if self.space is not None:
             get_space(self.space)

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fairtune.comparison.methods import FULL, SEARCHED, Method, method
-from fairtune.config import Config, load_config, parse_config, with_values
+from fairtune.config import Config, load_config, parse_config, with_overrides, with_values
 from fairtune.errors import InputError
 from fairtune.fairness import get_objective
 
@@ -30,6 +30,16 @@ class Task(_Section):
     seed_keys: tuple[str, ...] = Field(
         (), description="Keys that take the seed as well: `data.options.seed` draws new data."
     )
+
+    @field_validator("seed_keys")
+    @classmethod
+    def _draws_new_data(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if "data.fold_seed" in keys:
+            raise ValueError(
+                "data.fold_seed divides the same people anew: seeds would share them, and no test here "
+                "allows for that"
+            )
+        return keys
 
     @property
     def tested_folds(self) -> tuple[int | None, ...]:
@@ -139,8 +149,9 @@ def load_comparison(path: str | Path, overrides: tuple[str, ...] = ()) -> Compar
         if not isinstance(task, dict) or not isinstance(task.get("config"), str):
             raise InputError(f"{path}: each task needs `config`, the path of a configuration")
         own = task.pop("overrides", {}) or {}
-        config = load_config(os.path.normpath(path.parent / task["config"]), overrides)
-        task["config"] = with_values(config.model_dump(mode="json", by_alias=True), own)
+        config = load_config(os.path.normpath(path.parent / task["config"]))
+        values = with_values(config.model_dump(mode="json", by_alias=True), own)
+        task["config"] = with_overrides(values, overrides)  # the command line has the last word
         parse_config(task["config"], f"{path}, task {task.get('name')!r}")
     named = raw.get("methods") or []
     raw["methods"] = [method(one).model_dump() for one in named]

@@ -136,6 +136,8 @@ class UnitRunner:
         return log, False
 
     def _run(self, unit: Unit, log: RunLog) -> None:
+        if "test/auroc" in log.data().data.metrics:  # killed after its one look at test
+            return
         config = self.comparison.unit_config(unit.task, unit.method, unit.seed, unit.fold)
         source = unit.task.source or self.source
         if unit.method.size_of is not None:

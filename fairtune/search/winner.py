@@ -128,7 +128,6 @@ def log_evaluation(
             metrics[f"{name}/{GAP}"] = fairness_generalization_gap(reports["train"], reports[name])
     if threshold is not None:
         metrics["threshold"] = threshold
-    log.log(metrics=metrics, step=step)
     log.json("reports.json", {name: _plain(report) for name, report in reports.items()})
     tables = [report.table().assign(split=name) for name, report in reports.items()]
     log.text("groups.csv", pd.concat(tables).to_csv(index=False))
@@ -137,6 +136,7 @@ def log_evaluation(
             path = Path(folder) / f"{name}.parquet"
             predictions_table(split, scores[name]).to_parquet(path)
             log.file(path, "predictions")
+    log.log(metrics=metrics, step=step)  # last: where they stand, everything does
 
 
 def _plain(report: FairnessReport) -> object:
