@@ -120,11 +120,13 @@ def finetune(
             config, source or None, parse_bits(bits), stop, profile=profile
         )
     if profile:
-        from fairtune.search.trial import PROFILE
+        from fairtune.search.trial import PROFILE, TRACE
         from fairtune.tracking.runs import existing_run
 
-        click.echo(existing_run(run_id).read_text(PROFILE))
-        click.echo("trace          profile/trace.json.gz in the run's artifacts: ui.perfetto.dev")
+        log = existing_run(run_id)
+        click.echo(log.read_text(PROFILE))
+        if any(file.path == TRACE for file in log.client.list_artifacts(run_id, "profile")):
+            click.echo(f"trace          {TRACE} in the run's artifacts: ui.perfetto.dev")
     print_result({"run_id": run_id, "mask": mask.text or mask.space, "metrics": metrics})
 
 

@@ -33,6 +33,8 @@ from fairtune.workspace import Workspace
 
 RUNG = "rung/"
 PROFILE = "profile/table.txt"
+TRACE = "profile/trace.json.gz"
+"""Only of a fine-tune of some steps."""
 
 
 @dataclass(frozen=True)

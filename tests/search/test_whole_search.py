@@ -238,11 +238,21 @@ def test_sigterm_in_the_middle_of_a_trial_closes_everything(
     assert [r.info.status for r in children(parent.info.run_id)] == ["FINISHED"] * 2 + ["KILLED"]
 
 
-def test_pruned_trials_are_finished_runs_whose_values_count(run_search: Runner) -> None:
-    pruning = {"rule": "halving", "rungs": [1, 2], "reduction": 2, "min_trials": 2}
+@pytest.mark.parametrize(
+    ("rule", "objective"), [("halving", "worst_group_auroc"), ("median", "auroc_gap")]
+)
+def test_pruned_trials_are_finished_runs_whose_values_count(
+    run_search: Runner, rule: str, objective: str
+) -> None:
+    pruning = {"rule": rule, "rungs": [1, 2], "reduction": 2, "min_trials": 2}
+    judge = get_objective(objective)
     outcome = run_search(
         tiny_config(
-            train__epochs=3, search__pruning=pruning, search__trials=9, search__final=ONE_FINAL
+            train__epochs=3,
+            search__pruning=pruning,
+            search__objective=objective,
+            search__trials=9,
+            search__final=ONE_FINAL,
         )
     )
     trials = children(outcome.run_id, "trial")
@@ -252,10 +262,13 @@ def test_pruned_trials_are_finished_runs_whose_values_count(run_search: Runner) 
         at = int(run.data.tags["fairtune.pruned_at"])
         assert run.info.status == "FINISHED"
         assert run.data.metrics["epochs"] == at < 3
-        assert run.data.metrics["objective"] == run.data.metrics[f"rung/{at:03d}"]
-        result = result_of(run, get_objective("worst_group_auroc"))  # what the algorithm is told
+        oriented = -judge.loss(run.data.metrics["objective"])
+        assert run.data.metrics[f"rung/{at:03d}"] == oriented
+        result = result_of(run, judge)  # what the algorithm is told
         assert result["status"] == "ok"
-        assert result["loss"] == -run.data.metrics["objective"]
+        assert result["loss"] == judge.loss(run.data.metrics["objective"])
+        there = [r.data.metrics.get(f"rung/{at:03d}") for r in trials]
+        assert oriented < max(value for value in there if value is not None)  # the best goes on
     spent = sum(run.data.metrics["epochs"] for run in trials)
     assert spent == 9 * 3 - sum(3 - int(r.data.tags["fairtune.pruned_at"]) for r in pruned)
     finals = {point(r) for r in children(outcome.run_id, "final")}
