@@ -44,8 +44,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture(autouse=True)
 def _own_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget the code of models that a test loads: MLflow puts its folder first on the path."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    """Forget the code of models that a test or a fixture loads: MLflow puts it first on the path."""
+    own = [entry for entry in sys.path if Path(entry).parts[-2:] != ("artifacts", "code")]
+    monkeypatch.setattr(sys, "path", own)
 
 
 @pytest.fixture(scope="session")
