@@ -33,9 +33,8 @@ from fairtune.report.trials import (
     bits_on,
     pareto_front,
 )
+from fairtune.tracking.runs import RUNG
 
-RUNG = "rung/"
-"""What a search's metrics at its rungs begin with; the epoch follows."""
 MAX_BITS = 40
 MANY_AXES = 9
 

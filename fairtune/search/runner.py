@@ -17,10 +17,10 @@ from fairtune.interrupt import InterruptedSearchError, StopRequest
 from fairtune.peft import Mask
 from fairtune.search.point import Point, SearchSpace
 from fairtune.search.pruning import make_pruner
-from fairtune.search.trial import RUNG, Rungs, Trial, mask_params, mask_tags, run_trial
+from fairtune.search.trial import Rungs, Trial, mask_params, mask_tags, run_trial
 from fairtune.search.worker import is_repeated, stop_requested, worker_workspace
 from fairtune.seeding import seed as named_seed
-from fairtune.tracking.runs import RunLog, is_store_failure, one_line
+from fairtune.tracking.runs import RUNG, RunLog, is_store_failure, one_line
 from fairtune.workspace import Workspace
 
 logger = logging.getLogger(__name__)

@@ -25,13 +25,12 @@ from fairtune.search.pruning import Pruner
 from fairtune.search.settings import DROP_PATH
 from fairtune.seeding import seed as named_seed
 from fairtune.tracking.predictions import predictions_table
-from fairtune.tracking.runs import RunLog, split_metrics
+from fairtune.tracking.runs import RUNG, RunLog, split_metrics
 from fairtune.training import Epoch, FineTuneResult, Split, fine_tune
 from fairtune.training.memory import peak, reset_peak
 from fairtune.training.profile import profiled
 from fairtune.workspace import Workspace
 
-RUNG = "rung/"
 PROFILE = "profile/table.txt"
 TRACE = "profile/trace.json.gz"
 """Only of a fine-tune of some steps."""

@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 PARENT = "mlflow.parentRunId"
 COMMIT = "mlflow.source.git.commit"
 KIND = "fairtune.kind"
+RUNG = "rung/"
+"""What the metrics of trials at their rungs begin with; the epoch follows."""
 STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_DISK_TEXTS = tuple(os.strerror(number) for number in FULL_DISK)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -45,87 +46,35 @@ def predict(
         never averaged over batches.
     """
     device = device or next(model.parameters()).device
-    return _predicted(_Outputs(model, split, spec, batch_size, device, precision))
+    passes = _Passes(model, split, spec, batch_size=batch_size, device=device, precision=precision)
+    return passes.probabilities()
 
 
-class Judge:
-    """Predicts one split again and again while a model trains.
+@dataclass(eq=False)
+class _Passes:
+    """Passes of a model over a split, in as small batches as memory has asked for so far."""
 
-    Where the classifier alone trains (a linear probe), what goes into it never changes, as these
-    images are not augmented: it is computed once, n · D floats, and kept.
+    model: nn.Module
+    split: Split
+    spec: ImageSpec
+    _: KW_ONLY
+    batch_size: int
+    """Images at once; halved whenever memory runs out, and smaller from then on."""
+    device: torch.device
+    precision: str
 
-    Parameters
-    ----------
-    batch_size
-        Images at once; halved whenever memory runs out, and smaller from then on.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        split: Split,
-        spec: ImageSpec,
-        *,
-        batch_size: int,
-        device: torch.device,
-        precision: str,
-    ) -> None:
-        self.model, self.device, self.precision = model, device, precision
-        self._outputs = _Outputs(model, split, spec, batch_size, device, precision)
-        self.keeps_features = _only_classifier_trains(model)
-        self._features: Tensor | None = None
-
-    @property
-    def batch_size(self) -> int:
-        """Images at once, as memory allows so far."""
-        return self._outputs.batch_size
-
-    @torch.inference_mode()
-    def __call__(self) -> NDArray[np.float64]:
+    def probabilities(self) -> NDArray[np.float64]:
         """Return class probabilities (n, C) of the model as it is now."""
-        if not self.keeps_features:
-            return _predicted(self._outputs)
-        if self._features is None:
-            self._features = self._computed()
-        (classifier,) = head_modules(self.model).values()
-        with autocast(self.device, self.precision):
-            logits = classifier(self._features)
-        return _probabilities(logits).numpy()
+        choose_attention(self.model, self.device, self.precision)
+        with _evaluating(self.model):
+            return torch.cat([_probabilities(logits) for logits in self.logits()]).numpy()
 
-    def _computed(self) -> Tensor:
-        """Return what goes into the classifier, (n, D) float32, on the device."""
-        with _evaluating(self.model), feature_tap(self.model, True) as tap:
-            assert tap is not None
-            return torch.cat([tap.take() for _ in self._outputs()])
-
-
-def _only_classifier_trains(model: nn.Module) -> bool:
-    heads = list(head_modules(model).values())
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    return len(heads) == 1 and isinstance(heads[0], nn.Linear) and trained <= set(head_names(model))
-
-
-class _Outputs:
-    """A model's outputs for a split, in as small batches as memory has asked for so far."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        split: Split,
-        spec: ImageSpec,
-        batch_size: int,
-        device: torch.device,
-        precision: str,
-    ) -> None:
-        self.model, self.split, self.spec = model, split, spec
-        self.batch_size, self.device, self.precision = batch_size, device, precision
-
-    def __call__(self) -> Iterator[Tensor]:
+    def logits(self) -> Iterator[Tensor]:
         """Yield logits (B, C) in the order of the rows; goes on where memory ran out."""
         done, n = 0, len(self.split.rows)
         while done < n:
             try:
-                for logits in self._from(done):
+                for logits in self._logits_from(done):
                     yield logits
                     done += len(logits)
             except RuntimeError as error:
@@ -137,7 +86,7 @@ class _Outputs:
                 return
             release(self.device)  # here, as the error held on to what the pass had allocated
 
-    def _from(self, start: int) -> Iterator[Tensor]:
+    def _logits_from(self, start: int) -> Iterator[Tensor]:
         batches = eval_batches(
             self.split.images,
             self.split.rows[start:],
@@ -153,10 +102,41 @@ class _Outputs:
             yield logits
 
 
-def _predicted(outputs: _Outputs) -> NDArray[np.float64]:
-    choose_attention(outputs.model, outputs.device, outputs.precision)
-    with _evaluating(outputs.model):
-        return torch.cat([_probabilities(logits) for logits in outputs()]).numpy()
+@dataclass(eq=False)
+class Judge(_Passes):
+    """Predicts one split again and again while a model trains.
+
+    Where the classifier alone trains (a linear probe), what goes into it never changes, as these
+    images are not augmented: it is computed once, n · D floats, and kept.
+    """
+
+    def __post_init__(self) -> None:
+        self.keeps_features = _only_classifier_trains(self.model)
+        self._features: Tensor | None = None
+
+    @torch.inference_mode()
+    def __call__(self) -> NDArray[np.float64]:
+        """Return class probabilities (n, C) of the model as it is now."""
+        if not self.keeps_features:
+            return self.probabilities()
+        if self._features is None:
+            self._features = self._computed()
+        (classifier,) = head_modules(self.model).values()
+        with autocast(self.device, self.precision):
+            logits = classifier(self._features)
+        return _probabilities(logits).numpy()
+
+    def _computed(self) -> Tensor:
+        """Return what goes into the classifier, (n, D) float32, on the device."""
+        with _evaluating(self.model), feature_tap(self.model, True) as tap:
+            assert tap is not None
+            return torch.cat([tap.take() for _ in self.logits()])
+
+
+def _only_classifier_trains(model: nn.Module) -> bool:
+    heads = list(head_modules(model).values())
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    return len(heads) == 1 and isinstance(heads[0], nn.Linear) and trained <= set(head_names(model))
 
 
 def _probabilities(logits: Tensor) -> Tensor:

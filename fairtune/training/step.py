@@ -77,7 +77,7 @@ class Stepper:
                 logger.warning(
                     "out of memory: going on with %d images at once", self.micro_batch_size
                 )
-                release(x.device)
+            release(x.device)  # here, as the error held on to what the pass had allocated
             self.optimizer.zero_grad(set_to_none=True)
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
