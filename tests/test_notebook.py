@@ -29,3 +29,4 @@ def test_the_notebook_runs(
     )
     assert "of the parameters" in text
     assert "worst-group AUROC" in text
+    assert "%|" in text  # bars
