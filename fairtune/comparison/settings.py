@@ -117,6 +117,7 @@ class Comparison(_Section):
             "search.final.candidates": how.candidates,
             "search.final.seeds": how.repeats,
             "search.extra": how.extra,
+            **{f"train.{key}": value for key, value in how.train.items()},
             "train.strategy": how.strategy,
             "train.strategy_options": how.strategy_options,
         }
@@ -168,7 +169,15 @@ def parse_comparison(raw: dict[str, Any], where: str) -> Comparison:
         message = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{where}: {key + ': ' if key else ''}{message}") from None
     for task in comparison.tasks:
+        alike: dict[tuple[str, str | None], str] = {}
         for how in comparison.trained:
             config = comparison.unit_config(task, how, comparison.seeds[0])
             get_objective(config.search.objective)
+            twin = alike.setdefault((config.to_yaml(), how.size_of), how.name)
+            if twin != how.name:
+                has = ", ".join(f"train.{key}={value}" for key, value in how.train.items())
+                why = f": its configuration has {has} already" if has else ""
+                raise InputError(
+                    f"{where}: {twin!r} and {how.name!r} are one method on task {task.name!r}{why}"
+                )
     return comparison

@@ -10,10 +10,10 @@ from comparison.conftest import comparison_of
 from search.samples import tiny_config
 
 from fairtune.cli.comparing import with_folds
-from fairtune.comparison.methods import known_methods, method
+from fairtune.comparison.methods import TUNED, UNTUNED, known_methods, method
 from fairtune.comparison.settings import Task, load_comparison
 from fairtune.errors import InputError
-from fairtune.training import STRATEGIES
+from fairtune.training import STRATEGIES, make_strategy
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,19 @@ from fairtune.training import STRATEGIES
         ("[full, {name: x, space: fullft, size_of: full}]", "", "exclude each other"),
         ("[full, {like: best_fixed, name: x, trials: 3}]", "", "best_of trains nothing"),
         ("[full, {like: full, name: x, candidates: 2}]", "", "candidates are masks of a search"),
+        ("[full, searched+swag]", "", "part of method 'searched+swag': 'swag'; did you mean 'swa'"),
+        ("[full, swad+sam]", "", "method 'swad+sam' has two strategies, swad and sam"),
+        ("[full, full+unweighted+class_weighting]", "", "unweighted exclude each other"),
+        ("[full, best_fixed+swad]", "", "takes no strategy and no recipe"),
+        ("[full, {name: x, train: {strategy: sam}}]", "", "strategy stands beside train"),
+        ("[full, searched, {name: x, train: {epoch: 3}}]", "", "unknown key 'train.epoch'"),
+        (
+            "[full, searched, class_weighting]",
+            "",
+            "'full' and 'class_weighting' are one method on task 'spots': its configuration has "
+            "train.class_weights=balanced already",
+        ),
+        ("[full, searched, {name: x, space: fullft}]", "", "'full' and 'x' are one method on task"),
         ("[full, searched]", "seed: 3", "seed"),
     ],
 )
@@ -64,6 +77,7 @@ def test_seeds_that_share_people_are_refused() -> None:
 def test_every_strategy_is_a_method_and_every_method_has_a_configuration() -> None:
     known = known_methods()
     assert set(STRATEGIES) - {"erm"} <= set(known)
+    del known["class_weighting"]  # as `full` is, where the configuration has balanced weights
     comparison = comparison_of([*known, "searched+swad", "norms+sam"])
     for how in comparison.trained:
         config = comparison.unit_config(comparison.tasks[0], how, 7)
@@ -72,6 +86,36 @@ def test_every_strategy_is_a_method_and_every_method_has_a_configuration() -> No
         assert config.train.strategy == how.strategy
     assert method("searched+swad").space is None
     assert comparison.trained[-1].name == "random"  # its mask hangs on another's
+
+
+def test_class_weights_are_a_method_with_any_mask_and_strategy() -> None:
+    plain = {"train__class_weights": "none"}
+    names = ["full", "class_weighting", "searched", "searched+class_weighting", "sam",
+             "norms+sam+class_weighting"]  # fmt: skip
+    comparison = comparison_of(names, plain)
+    weights = {
+        how.name: comparison.unit_config(comparison.tasks[0], how, 7).train.class_weights
+        for how in comparison.methods
+    }
+    assert weights == {name: "balanced" if "class" in name else "none" for name in names}
+    both, alone = method("norms+sam+class_weighting"), method("norms+sam")
+    assert both.model_copy(update={"name": alone.name, "train": {}}) == alone
+    assert method("searched+class_weighting").space is None
+    comparison = comparison_of(["full", "unweighted", "searched"])  # balanced, as shipped
+    configs = [comparison.unit_config(comparison.tasks[0], m, 7) for m in comparison.methods]
+    assert [config.train.class_weights for config in configs] == ["balanced", "none", "balanced"]
+
+
+def test_every_option_that_a_paper_tunes_is_searched_or_left_out_on_purpose() -> None:
+    with_options = {name for name in STRATEGIES if STRATEGIES[name].model_fields}
+    assert set(TUNED) | set(UNTUNED) == with_options
+    assert not set(TUNED) & set(UNTUNED)
+    for name, options in TUNED.items():
+        for option, what in options.items():
+            for end in (what["low"], what["high"]):
+                assert getattr(make_strategy(name, {option: end}), option) == end
+            default = getattr(make_strategy(name), option)
+            assert what["low"] <= default <= what["high"], f"{name}.{option}"
 
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yaml"))
