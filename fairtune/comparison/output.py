@@ -22,6 +22,7 @@ from fairtune.comparison.statistics import (
     seed_difference,
 )
 from fairtune.comparison.tables import latex, markdown, method_rows, say_ranks
+from fairtune.comparison.thresholds import both_ways, say_thresholds, threshold_rows
 from fairtune.report.style import save
 from fairtune.seeding import seed as named_seed
 from fairtune.tracking.runs import RunLog
@@ -39,16 +40,23 @@ def write_results(log: RunLog, comparison: Comparison, results: Results) -> str:
     rows = method_rows(models, comparison)
     rankings = {metric: ranking(models, metric) for metric in HEADLINE}
     claims = judge_claim(apart, comparison)
+    decided = both_ways(results)
+    judged = models[KEYS].merge(decided)
+    thresholds = threshold_rows(judged)
     parts = [_seeds_note(models, results.models, comparison)]
     for task in dict.fromkeys(models["task"]):
         parts += [f"### {task}", markdown(rows[rows["task"] == task].drop(columns="task"))]
     parts += [say_ranks(rankings["worst_group_auroc"]), claims.text]
+    alone = ["task"] if thresholds["task"].nunique() == 1 else []
+    parts += [say_thresholds(judged), markdown(thresholds.drop(columns=alone))]
     text = "\n\n".join(part for part in parts if part) + "\n"
     files = {
         "table.md": text,
         "table.tex": latex(rows),
         "table.csv": rows.to_csv(index=False),
-        "models.csv": results.models.to_csv(index=False),
+        "models.csv": results.models.merge(decided, how="left").to_csv(index=False),
+        "thresholds.tex": latex(thresholds),
+        "thresholds.csv": thresholds.to_csv(index=False),
         "differences.csv": apart.to_csv(index=False),
         "claim.csv": claims.table.to_csv(index=False),
         "ranks.csv": _ranks_table(rankings).to_csv(index=False),

@@ -54,8 +54,12 @@ class Results:
 
     def predictions(self, key: Key) -> pd.DataFrame:
         """Return the test predictions of a model, pooled over its folds."""
-        folds = [fold_predictions(self.log.sibling(run_id)) for run_id in self.runs[key]]
+        folds = self.folds(key)
         return folds[0].test if len(folds) == 1 else pool(folds)
+
+    def folds(self, key: Key) -> list[FoldPredictions]:
+        """Return the validation and test predictions of a model, one for each of its folds."""
+        return [fold_predictions(self.log.sibling(run_id)) for run_id in self.runs[key]]
 
 
 def collect(log: RunLog, comparison: Comparison) -> Results:

@@ -48,7 +48,10 @@ def comparison_page(log: RunLog) -> str:
         )
     with tempfile.TemporaryDirectory() as folder:
         rows = _table(log, "table.csv", folder)
-        claims = _table(log, "claim.csv", folder) if "claim.csv" in there else pd.DataFrame()
+        claims, thresholds = (
+            _table(log, name, folder) if name in there else pd.DataFrame()
+            for name in ("claim.csv", "thresholds.csv")
+        )
     tasks = {
         str(task): found.drop(columns="task").fillna("")
         for task, found in rows.groupby("task", sort=False)
@@ -71,6 +74,7 @@ def comparison_page(log: RunLog) -> str:
             answer=_answer(run, rows, claims),
             tasks=tasks,
             figures=_pictures(log),
+            thresholds=thresholds.fillna("") if len(thresholds) else None,
             hypotheses=_hypotheses(claims) if len(claims) else None,
             command=shlex.join(command),
             settings=log.read_text(SETTINGS) if SETTINGS in there else "",

@@ -86,7 +86,8 @@ def test_what_is_written(whole: tuple[str, RunLog]) -> None:
     table, log = whole
     names = {file.path for file in log.client.list_artifacts(log.run_id)}
     files = "table.md table.tex table.csv models.csv units.csv differences.csv claim.csv ranks.csv"
-    assert names >= {*files.split(), "intervals.csv", "comparison.yaml", "figures"}
+    more = "intervals.csv thresholds.csv thresholds.tex comparison.yaml figures"
+    assert names >= {*files.split(), *more.split()}
     figures = {Path(f.path).name for f in log.client.list_artifacts(log.run_id, "figures")}
     expected = {"critical-difference", "trade-off-spots", "generalisation-gap-spots"}
     assert figures == {f"{name}.{ending}" for name in expected for ending in ("png", "svg")}
@@ -94,6 +95,12 @@ def test_what_is_written(whole: tuple[str, RunLog]) -> None:
     assert "the claim about `searched+group_dro` is" in table
     assert "| searched+group_dro | 2 |" in table
     assert r"best\_fixed" in log.read_text("table.tex")
+    decided = frame(log, "thresholds.csv").set_index("method")
+    assert list(decided.index) == [*METHODS[:4], "random"]
+    assert set(decided["n"]) == {2}
+    models = frame(log, "models.csv").groupby("method")["by_group/accuracy"]
+    assert decided.loc["full", "accuracy, by group"].startswith(f"{models.mean()['full']:.3f} ±")
+    assert "| equalized odds difference, by group |" in table
 
 
 def test_figures_are_those_of_the_runs(whole: tuple[str, RunLog]) -> None:

@@ -21,6 +21,15 @@ ROWS = pd.DataFrame(
         "trains": ["100%", "12%", "100%"],
     }
 )
+THRESHOLDS = pd.DataFrame(
+    {
+        "task": ["skin"],
+        "method": ["full"],
+        "n": [3],
+        "equalized odds difference": ["0.400 ± 0.010"],
+        "equalized odds difference, by group": ["0.050 ± 0.020"],
+    }
+)
 CLAIM = {
     "task": "skin",
     "metric": "worst_group_auroc",
@@ -43,6 +52,7 @@ def test_a_comparison_has_a_page(mlflow_store: str, tmp_path: Path) -> None:
     with open_run("compare", "compare mine", experiment="fairtune") as log:
         log.text("table.csv", ROWS.to_csv(index=False))
         log.text("claim.csv", pd.DataFrame([CLAIM]).to_csv(index=False))
+        log.text("thresholds.csv", THRESHOLDS.to_csv(index=False))
         log.text("comparison.yaml", "name: mine")
         log.file(tmp_path / "critical-difference.png", "figures")
     path = write_report(log.run_id, tmp_path / "out")
@@ -58,6 +68,8 @@ def test_a_comparison_has_a_page(mlflow_store: str, tmp_path: Path) -> None:
     assert "On eyes <b>, 1 methods" not in page.text
     assert "0.730 ± 0.020" in page.text
     assert "-0.010 to +0.070 -0.020 to +0.080 0.210" in page.text
+    assert "Thresholds by group, a reference" in page.text
+    assert "skin full 3 0.400 ± 0.010 0.050 ± 0.020" in page.text
     (image,) = page.all("img")
     assert str(image["alt"]).startswith("Critical difference")
     assert str(image["src"]).startswith("data:image/png;base64,")
@@ -72,3 +84,4 @@ def test_without_a_claim_the_tables_stand(mlflow_store: str, tmp_path: Path) -> 
     page = Page(write_report(log.run_id).read_text(encoding="utf-8"))
     assert page.problems == []
     assert "Differences that were asked about" not in page.text
+    assert "Thresholds by group" not in page.text
