@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fairtune.data.prefetch import Batch, ahead
 from fairtune.data.resampling import Resampler
 
 Images = npt.NDArray[np.uint8] | Tensor
@@ -129,7 +130,8 @@ def train_batches(
     augmentation: Augmentation,
     seed: int,
     weights: npt.ArrayLike | None = None,
-) -> Iterator[tuple[Tensor, Tensor, npt.NDArray[np.int64]]]:
+    prefetch: bool = True,
+) -> Generator[tuple[Tensor, Tensor, npt.NDArray[np.int64]], None, None]:
     """Yield the batches of one epoch, shuffled and augmented.
 
     Parameters
@@ -157,6 +159,9 @@ def train_batches(
     weights
         (n,) how often each row is drawn relative to the others. With weights an epoch is n draws
         with replacement; without, each row comes once.
+    prefetch
+        Whether a thread makes the next batch while a GPU works on this one; heeded where that has
+        something to hide, which is a GPU whose images are in host memory. The batches are the same.
 
     Yields
     ------
@@ -181,7 +186,8 @@ def train_batches(
     order = rng.permutation(len(rows)) if weights is None else _weighted(weights, len(rows), rng)
     boxes, flips = augmentation.draw(len(rows), source.shape[1], source.shape[2], rng)
     resample = Resampler(source, size, mean, std, torch.device(device))
-    return _epoch(resample, rows[order], labels[order], boxes, flips, batch_size)
+    batches = _epoch(resample, rows[order], labels[order], boxes, flips, batch_size)
+    return _fed(batches, resample, prefetch)
 
 
 def _epoch(
@@ -191,7 +197,7 @@ def _epoch(
     boxes: npt.NDArray[np.int64],
     flips: npt.NDArray[np.bool_],
     batch_size: int,
-) -> Iterator[tuple[Tensor, Tensor, npt.NDArray[np.int64]]]:
+) -> Generator[tuple[Tensor, Tensor, npt.NDArray[np.int64]], None, None]:
     """Yield the batches of `train_batches`, whose checks are made when it is called, not here."""
     y = torch.from_numpy(labels).to(resample.device)
     for start in range(0, len(rows), batch_size):
@@ -209,7 +215,8 @@ def eval_batches(
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device | str,
-) -> Iterator[Tensor]:
+    prefetch: bool = True,
+) -> Generator[Tensor, None, None]:
     """Yield whole images in the order of `rows`; see `train_batches` for the parameters.
 
     Yields
@@ -222,7 +229,15 @@ def eval_batches(
     flips = np.zeros(len(rows), dtype=bool)
     resample = Resampler(source, size, mean, std, torch.device(device))
     batches = (slice(i, i + batch_size) for i in range(0, len(rows), batch_size))
-    return (resample(rows[b], boxes[b], flips[b]) for b in batches)
+    return _fed((resample(rows[b], boxes[b], flips[b]) for b in batches), resample, prefetch)
+
+
+def _fed(
+    batches: Generator[Batch, None, None], resample: Resampler, prefetch: bool
+) -> Generator[Batch, None, None]:
+    """Return the batches, one ahead where a GPU would wait for the host to make them."""
+    from_host = resample.device.type == "cuda" and resample.images.device.type == "cpu"
+    return ahead(batches, resample.device) if prefetch and from_host else batches
 
 
 def _checked(

@@ -121,20 +121,26 @@ class Resampler:
         flips: npt.NDArray[np.bool_],
     ) -> Tensor:
         """Resample by two batched matrix products, one for rows and one for columns."""
-        batch = self.images[torch.from_numpy(rows).to(self.images.device)]  # (B, H, W, 3)
-        if batch.device != self.device and self.device.type == "cuda":
-            batch = batch.pin_memory()
-        batch = batch.to(self.device, non_blocking=True).float()
+        batch = self.images[sent(torch.from_numpy(rows), self.images.device)]  # (B, H, W, 3)
+        batch = sent(batch, self.device).float()
         n, height, width, _ = batch.shape
-        top, left, h, w = torch.from_numpy(boxes.astype(np.float32)).to(self.device).unbind(1)
+        corners = torch.from_numpy(boxes.astype(np.float32))
+        top, left, h, w = sent(corners, self.device).unbind(1)
         down = filter_matrix(top, h, height, self.size)  # (B, size, H)
         across = filter_matrix(left, w, width, self.size)  # (B, size, W)
-        mirrored = torch.from_numpy(flips).to(self.device)[:, None, None]
+        mirrored = sent(torch.from_numpy(flips), self.device)[:, None, None]
         across = torch.where(mirrored, across.flip(1), across)
         half = torch.bmm(down, batch.reshape(n, height, width * 3)).view(n, self.size, width, 3)
         whole = torch.matmul(across[:, None], half)  # (B, 1, size, W) @ (B, size, W, 3)
         flat = whole.view(n, self.size, self.size * 3)
         return torch.addcmul(self.offset, flat, self.scale).view_as(whole)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on a device; to a GPU by pinned memory, so that the program goes on at once."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def single_threads(n: int) -> ThreadPoolExecutor:

@@ -8,8 +8,8 @@ strategy's: plain training, or one of ``fairtune.training.strategies``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -158,19 +158,19 @@ class _FineTune:
         started, waiting, seen = time.perf_counter(), 0.0, 0
         total = torch.zeros((), device=self.device)  # read once: a GPU is not waited for every step
         order = named_seed(self.seed, "epoch", number)
-        batches = self._batches(order, self.tactic.row_weights(number))
         steps = 0
         asked = time.perf_counter()
-        for x, y, rows in batches:
-            waiting += time.perf_counter() - asked
-            self.schedule.step_update(self.updates)
-            groups = None if self.groups is None else self.groups[rows]
-            total += self.step(x, y, groups) * len(y)
-            seen += len(y)
-            steps += 1
-            self.updates += 1
-            on_step(len(y))
-            asked = time.perf_counter()
+        with closing(self._batches(order, self.tactic.row_weights(number))) as batches:
+            for x, y, rows in batches:
+                waiting += time.perf_counter() - asked
+                self.schedule.step_update(self.updates)
+                groups = None if self.groups is None else self.groups[rows]
+                total += self.step(x, y, groups) * len(y)
+                seen += len(y)
+                steps += 1
+                self.updates += 1
+                on_step(len(y))
+                asked = time.perf_counter()
         loss = float(total) / seen
         if not np.isfinite(loss):
             raise DivergedError(
@@ -247,7 +247,7 @@ class _FineTune:
 
     def _batches(
         self, order: int, weights: NDArray[np.float64] | None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, NDArray[np.int64]]]:
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor, NDArray[np.int64]], None, None]:
         """Yield x, y and the position of each row in the split, of one epoch."""
         train, augment = self.train, self.recipe.augment
         batches = train_batches(

@@ -31,7 +31,7 @@ def on_device(images: Images, device: torch.device) -> Images:
     -------
     Images
         On the GPU if they take no more than `SHARE` of its free memory, else as they came; then
-        batches go there one by one, through pinned memory.
+        each batch goes there while the GPU works on the one before it (`fairtune.data.prefetch`).
     """
     if device.type != "cuda" or isinstance(images, Tensor):
         return images

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
@@ -96,10 +96,11 @@ class _Passes:
             std=self.spec.std,
             device=self.device,
         )
-        for x in batches:  # (B, 3, size, size)
-            with autocast(self.device, self.precision):
-                logits = self.model(x)
-            yield logits
+        with closing(batches):
+            for x in batches:  # (B, 3, size, size)
+                with autocast(self.device, self.precision):
+                    logits = self.model(x)
+                yield logits
 
 
 @dataclass(eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,19 @@ from timm.layers import Conv2dSame
 from torch import nn
 from torch._dynamo.utils import counters
 
+from fairtune.data import batches
+from fairtune.data.prefetch import ahead
 from fairtune.errors import InputError
 from fairtune.peft import apply_mask, build_model, get_space, set_train_mode
-from fairtune.training import ImageSpec, Recipe, Split, fine_tune, memory, predict
+from fairtune.training import (
+    FineTuneResult,
+    ImageSpec,
+    Recipe,
+    Split,
+    fine_tune,
+    memory,
+    predict,
+)
 from fairtune.training.attention import PlainAttention, use_plain_attention
 from fairtune.training.compilation import LONG, compile_blocks
 from fairtune.training.depthwise import (
@@ -283,6 +294,48 @@ def test_images_stay_where_they_do_not_fit(train: Split) -> None:
     assert on_device(train.images, CPU) is train.images
     assert fits(train.images, int(train.images.nbytes / SHARE) + 1)
     assert not fits(train.images, int(train.images.nbytes / SHARE) - 1)
+
+
+def test_a_fine_tune_fed_one_batch_ahead_is_the_same_and_ends_its_threads(
+    train: Split, val: Split, spec: ImageSpec, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tuned() -> FineTuneResult:
+        return fine_tune(vit(), train, val, spec, recipe, seed=0, device=CPU)
+
+    def interrupted(images: int) -> None:
+        raise KeyboardInterrupt
+
+    def feeding() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+    in_turn = tuned()
+    used = []  # as on a GPU whose images are in host memory
+    monkeypatch.setattr(
+        batches, "_fed", lambda made, resample, prefetch: used.append(prefetch) or ahead(made, CPU)
+    )
+    result = tuned()
+    assert used == [True] * 2 * recipe.epochs
+    assert [e.loss for e in result.epochs] == [e.loss for e in in_turn.epochs]
+    assert np.array_equal(result.probabilities, in_turn.probabilities)
+    with pytest.raises(KeyboardInterrupt) as cut:  # which holds on to the frames of the epoch
+        fine_tune(vit(), train, val, spec, recipe, seed=0, device=CPU, on_step=interrupted)
+    assert not feeding()
+    assert cut.value
+
+    model = vit()
+    seen: list[int] = []
+
+    def short(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(len(inputs[0]))
+        if len(inputs[0]) > 16:
+            raise torch.OutOfMemoryError("no room")
+        assert len(feeding()) == 1  # that of the larger batches has ended
+
+    wanted = predict(model, val, spec, batch_size=16)
+    model.register_forward_pre_hook(short)
+    assert np.allclose(predict(model, val, spec, batch_size=32), wanted, atol=1e-6)
+    assert seen == [32, 16, 16, 16, 16]
+    assert not feeding()
 
 
 def test_images_of_another_store_at_the_same_address_are_not_taken_for_the_first(
