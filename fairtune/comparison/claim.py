@@ -103,7 +103,8 @@ def _shown(rows: pd.DataFrame) -> pd.DataFrame:
                 "95 % over patients": _interval(row["patient_low"], row["patient_high"]),
                 "p, seeds (Holm)": _text(row["p"], ".3f"),
                 "p, patients (Holm)": _text(row["patient_p"], ".3f"),
-                "d": _text(row["effect"], "+.2f"),
+                "Hedges' g": _text(row["hedges_g"], "+.2f"),
+                "95 % of the effect": _interval(row["effect_low"], row["effect_high"], "+.2f"),
             }
             for _, row in rows.iterrows()
         ]
@@ -115,5 +116,5 @@ def _text(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)
 
 
-def _interval(low: float, high: float) -> str:
-    return "-" if math.isnan(low) else f"[{low:+.4f}, {high:+.4f}]"
+def _interval(low: float, high: float, form: str = "+.4f") -> str:
+    return "-" if math.isnan(low) else f"[{low:{form}}, {high:{form}}]"

@@ -10,6 +10,7 @@ import scikit_posthocs
 
 from fairtune.comparison.settings import Comparison
 from fairtune.comparison.statistics import Ranking
+from fairtune.comparison.tables import say_blocks
 from fairtune.fairness import slug
 from fairtune.report.style import (
     INK,
@@ -51,14 +52,15 @@ def critical_difference(ranks: Ranking) -> Drawing:
         crossbar_props={"color": INK, "marker": None},
         color_palette=dict.fromkeys(ranks.ranks.index, INK),
     )
-    title = f"{ranks.n_blocks} blocks, critical difference {ranks.critical_difference:.2f}"
+    title = f"{say_blocks(ranks)}, critical difference {ranks.critical_difference:.2f}"
     axes.set_title(title, pad=20)
     said = ", ".join(f"{name} {value:.2f}" for name, value in ranks.ranks.items())
     return Drawing(
         name="critical-difference",
         title="Average ranks by test worst-group AUROC",
-        alt=f"Critical-difference diagram over {ranks.n_blocks} blocks. {said}.",
-        caption="Rank 1 is best. A bar joins methods that do not differ at 0.05 (Nemenyi).",
+        alt=f"Critical-difference diagram over {say_blocks(ranks)}. {said}.",
+        caption=f"Over {say_blocks(ranks)}; rank 1 is best. A bar joins methods that do not differ at "
+        "0.05 (Nemenyi).",
         figure=figure,
         wide=True,
     )

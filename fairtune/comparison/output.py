@@ -38,7 +38,7 @@ def write_results(log: RunLog, comparison: Comparison, results: Results) -> str:
     apart = differences(models, draws, comparison)
     intervals = overall_intervals(models, draws)
     rows = method_rows(models, comparison)
-    rankings = {metric: ranking(models, metric) for metric in HEADLINE}
+    rankings = {metric: ranking(models, metric, comparison) for metric in HEADLINE}
     claims = judge_claim(apart, comparison)
     decided = both_ways(results)
     judged = models[KEYS].merge(decided)
@@ -46,7 +46,7 @@ def write_results(log: RunLog, comparison: Comparison, results: Results) -> str:
     parts = [_seeds_note(models, results.models, comparison)]
     for task in dict.fromkeys(models["task"]):
         parts += [f"### {task}", markdown(rows[rows["task"] == task].drop(columns="task"))]
-    parts += [say_ranks(rankings["worst_group_auroc"]), claims.text]
+    parts += [say_ranks(rankings["worst_group_auroc"], comparison), claims.text]
     alone = ["task"] if thresholds["task"].nunique() == 1 else []
     parts += [say_thresholds(judged), markdown(thresholds.drop(columns=alone))]
     text = "\n\n".join(part for part in parts if part) + "\n"
@@ -162,11 +162,23 @@ def overall_intervals(models: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def ranking(models: pd.DataFrame, metric: str) -> Ranking | None:
-    """Rank methods in the blocks task and seed by a figure of test."""
-    blocks = models.pivot_table(
-        index=[key for key in KEYS if key != "method"], columns="method", values=f"test/{metric}"
-    )
+def ranking(models: pd.DataFrame, metric: str, comparison: Comparison) -> Ranking | None:
+    """Rank methods by a figure of test, in blocks that are independent as far as may be.
+
+    With several tasks a block is a task, and ranked are the means over its seeds: seeds of one task
+    are repetitions, no data sets of their own. With one task a block is a seed, and the ranks say
+    what holds for that task. Methods that take the best of others are not ranked: each of their
+    figures is another method's, which they would tie with.
+
+    References
+    ----------
+    Demšar (2006), "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 7,
+    section 3.2.2: Friedman's test ranks within data sets.
+    """
+    chosen = {m.name for m in comparison.methods if m.best_of}
+    ranked = models[~models["method"].isin(chosen)]
+    block = "task" if models["task"].nunique() > 1 else "seed"
+    blocks = ranked.pivot_table(index=block, columns="method", values=f"test/{metric}")
     return rank(blocks, larger_is_better=LARGER_IS_BETTER[metric])
 
 
@@ -177,6 +189,7 @@ def _ranks_table(rankings: dict[str, Ranking | None]) -> pd.DataFrame:
                 "metric": metric,
                 "method": found.ranks.index,
                 "average_rank": found.ranks.to_numpy(),
+                "block": found.block,
                 "blocks": found.n_blocks,
                 "friedman": found.statistic,
                 "friedman_p": found.p_value,

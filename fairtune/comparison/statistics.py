@@ -10,10 +10,13 @@ import numpy as np
 import pandas as pd
 import scikit_posthocs
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from fairtune.fairness.resampling import Resampled, multiplicities
 from fairtune.tracking.predictions import groups_of, probabilities_of
+
+LARGEST_T = 1e5
+"""SciPy finds noncentralities up to ten times this."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class SeedDifference:
         Two-sided paired t test of no difference; 1 where all differences are 0.
     effect
         Cohen's d of paired samples: mean over standard deviation of the differences.
+    hedges_g
+        The same without the bias that it has in small samples; NaN below 3 seeds.
+    effect_low, effect_high
+        Two-sided interval of the effect in the population. It needs no correction of its own.
     """
 
     n: int
@@ -41,6 +48,9 @@ class SeedDifference:
     high: float
     p_value: float
     effect: float
+    hedges_g: float
+    effect_low: float
+    effect_high: float
 
 
 def seed_difference(
@@ -51,25 +61,73 @@ def seed_difference(
     References
     ----------
     Student's paired t test; effect size d_z of Cohen, "Statistical Power Analysis for the
-    Behavioral Sciences", 2nd edition (1988), section 2.3.
+    Behavioral Sciences", 2nd edition (1988), section 2.3; see `hedges_correction` and
+    `effect_interval`.
     """
     apart = np.asarray(method, float) - np.asarray(reference, float)
     apart = apart[~np.isnan(apart)]
     n = len(apart)
     if n == 0:
-        return SeedDifference(0, *[math.nan] * 6)
+        return SeedDifference(0, *[math.nan] * 9)
     mean = float(apart.mean())
     if n == 1:
-        return SeedDifference(1, mean, *[math.nan] * 5)
+        return SeedDifference(1, mean, *[math.nan] * 8)
     deviation = float(apart.std(ddof=1))
     error = deviation / math.sqrt(n)
     if deviation == 0:
         same = mean == 0
         effect = 0.0 if same else math.copysign(math.inf, mean)
-        return SeedDifference(n, mean, 0.0, mean, mean, 1.0 if same else 0.0, effect)
+        unknown = [math.nan] * 3
+        return SeedDifference(n, mean, 0.0, mean, mean, 1.0 if same else 0.0, effect, *unknown)
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
-    return SeedDifference(n, mean, error, mean - half, mean + half, p, mean / deviation)
+    effect = mean / deviation
+    return SeedDifference(
+        n,
+        mean,
+        error,
+        mean - half,
+        mean + half,
+        p,
+        effect,
+        effect * hedges_correction(n - 1),
+        *effect_interval(effect, n, level=level),
+    )
+
+
+def hedges_correction(freedom: int) -> float:
+    """Return what takes the small-sample bias off a standardised mean; NaN below 2 degrees of freedom.
+
+    References
+    ----------
+    Hedges (1981), "Distribution Theory for Glass's Estimator of Effect Size and Related
+    Estimators", Journal of Educational Statistics 6(2), the exact form of c(m).
+    """
+    if freedom < 2:
+        return math.nan
+    logarithm = special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2)
+    return float(np.exp(logarithm) / math.sqrt(freedom / 2))
+
+
+def effect_interval(effect: float, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval of Cohen's d of n paired differences, from the noncentral t distribution.
+
+    Its ends are the effects in the population under which one as large, or as small, as was seen
+    has half of 1 - level to happen. It holds 0 just where the paired t test is not significant.
+    NaN for an effect beyond all measure, of differences that are alike to the last digits.
+
+    References
+    ----------
+    Cumming & Finch (2001), "A Primer on the Understanding, Use, and Calculation of Confidence
+    Intervals That Are Based on Central and Noncentral Distributions", Educational and
+    Psychological Measurement 61(4).
+    """
+    seen, tail = effect * math.sqrt(n), (1 - level) / 2
+    if abs(seen) > LARGEST_T:
+        return math.nan, math.nan
+    ends = (special.nctdtrinc(n - 1, share, seen) / math.sqrt(n) for share in (1 - tail, tail))
+    low, high = map(float, ends)
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -208,8 +266,8 @@ class Ranking:
         (k, k) p-values of the post-hoc test, in the order of `ranks`.
     critical_difference
         Difference of average ranks that is significant at 0.05.
-    n_blocks
-        Blocks in which every method has a value.
+    n_blocks, block
+        Blocks in which every method has a value, and what a block is: ``task`` or ``seed``.
     """
 
     ranks: pd.Series
@@ -218,6 +276,7 @@ class Ranking:
     nemenyi: pd.DataFrame
     critical_difference: float
     n_blocks: int
+    block: str = "block"
 
 
 def rank(values: pd.DataFrame, *, larger_is_better: bool) -> Ranking | None:
@@ -226,7 +285,8 @@ def rank(values: pd.DataFrame, *, larger_is_better: bool) -> Ranking | None:
     Parameters
     ----------
     values
-        A row per block, a column per method; rows with a NaN are left out.
+        A row per block, a column per method; rows with a NaN are left out. The name of the index
+        says what a block is.
 
     Returns
     -------
@@ -254,4 +314,4 @@ def rank(values: pd.DataFrame, *, larger_is_better: bool) -> Ranking | None:
             statistic, p = map(float, stats.friedmanchisquare(*whole.to_numpy().T))
             found = scikit_posthocs.posthoc_nemenyi_friedman(whole.to_numpy())
             nemenyi = pd.DataFrame(found.to_numpy(), index=ranks.index, columns=ranks.index)
-    return Ranking(ranks, statistic, p, nemenyi, critical, n)
+    return Ranking(ranks, statistic, p, nemenyi, critical, n, str(values.index.name or "block"))

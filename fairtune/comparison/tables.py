@@ -17,6 +17,7 @@ SHOWN = {
     "test/auroc": "AUROC",
     "val/worst_group_auroc": "worst group, val",
     "train/auroc_gap": "gap, train",
+    "val/auroc_gap": "gap, val",
     f"test/{GAP}": "generalisation gap",
 }
 
@@ -67,7 +68,7 @@ def latex(table: pd.DataFrame) -> str:
     return styled.replace("±", r"$\pm$")
 
 
-def say_ranks(found: Ranking | None) -> str:
+def say_ranks(found: Ranking | None, comparison: Comparison) -> str:
     """Say in a paragraph how methods rank by worst-group AUROC."""
     if found is None or math.isnan(found.critical_difference):
         return ""
@@ -78,7 +79,19 @@ def say_ranks(found: Ranking | None) -> str:
         else (f" Friedman's chi-squared {found.statistic:.1f}, p = {found.p_value:.2g}.")
     )
     return (
-        f"Average rank by test worst-group AUROC over {found.n_blocks} blocks (task and seed), 1 is best: "
-        f"{listed}.{p} Ranks that differ by {found.critical_difference:.2f} or more differ at 0.05 "
-        f"(Nemenyi, k = {len(found.ranks)})."
+        f"Average rank by test worst-group AUROC over {say_blocks(found)}, 1 is best: {listed}.{p} Ranks "
+        f"that differ by {found.critical_difference:.2f} or more differ at 0.05 (Nemenyi, "
+        f"k = {len(found.ranks)}).{_unranked(comparison)}"
     )
+
+
+def say_blocks(found: Ranking) -> str:
+    """Name what methods were ranked within."""
+    if found.block == "task":
+        return f"{found.n_blocks} tasks (means over their seeds)"
+    return f"{found.n_blocks} seeds of one task"
+
+
+def _unranked(comparison: Comparison) -> str:
+    names = [m.name for m in comparison.methods if m.best_of]
+    return f" Not ranked, as it is one of the others: {', '.join(names)}." if names else ""

@@ -101,6 +101,13 @@ def test_what_is_written(whole: tuple[str, RunLog]) -> None:
     models = frame(log, "models.csv").groupby("method")["by_group/accuracy"]
     assert decided.loc["full", "accuracy, by group"].startswith(f"{models.mean()['full']:.3f} ±")
     assert "| equalized odds difference, by group |" in table
+    ranks = frame(log, "ranks.csv")
+    assert set(ranks["method"]) == {"full", "linear", "searched+group_dro", "random"}
+    assert set(ranks["block"]) == {"seed"}
+    own = frame(log, "models.csv").set_index("method").loc["full", "val/auroc_gap"]
+    shown = frame(log, "table.csv").set_index("method").loc["full", "gap, val"]
+    assert shown.startswith(f"{own.mean():.3f} ±")
+    assert all(f"& gap, {split} " in log.read_text("table.tex") for split in ("train", "val"))
 
 
 def test_figures_are_those_of_the_runs(whole: tuple[str, RunLog]) -> None:

@@ -12,16 +12,18 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from fairtune.comparison.claim import judge_claim
-from fairtune.comparison.figures import trade_off
+from fairtune.comparison.figures import critical_difference, trade_off
+from fairtune.comparison.output import ranking
 from fairtune.comparison.statistics import (
     PatientDraws,
+    hedges_correction,
     holm,
     patient_draws,
     patient_interval,
     rank,
     seed_difference,
 )
-from fairtune.comparison.tables import latex
+from fairtune.comparison.tables import latex, say_ranks
 from fairtune.fairness import paired_bootstrap
 from fairtune.tracking.predictions import groups_of, probabilities_of
 
@@ -52,6 +54,28 @@ def test_an_effect_without_spread_keeps_its_sign() -> None:
     assert seed_difference([0.5, 0.5], [0.75, 0.75]).effect == -math.inf
     assert seed_difference([0.75, 0.75], [0.5, 0.5]).effect == math.inf
     assert seed_difference([0.5, 0.5], [0.5, 0.5]).effect == 0
+    nearly = seed_difference([0.5, 0.5 + 1e-13], [0.75, 0.75])
+    assert math.isnan(nearly.effect_low)
+
+
+def test_hedges_correction_by_hand() -> None:
+    assert hedges_correction(2) == pytest.approx(1 / math.sqrt(math.pi))
+    assert hedges_correction(3) == pytest.approx(math.sqrt(math.pi / 6))
+    for m in (10, 30, 100):  # Hedges' own approximation
+        assert hedges_correction(m) == pytest.approx(1 - 3 / (4 * m - 1), abs=5e-4)
+    assert math.isnan(hedges_correction(1))
+
+
+def test_the_effect_is_unbiased_and_its_interval_covers() -> None:
+    true, n = 0.8, 5
+    rng = np.random.default_rng(0)
+    found = [seed_difference(rng.normal(true, 1, n), np.zeros(n)) for _ in range(4000)]
+    assert np.mean([one.effect for one in found]) > true + 0.15
+    assert np.mean([one.hedges_g for one in found]) == pytest.approx(true, abs=0.03)
+    covered = [one.effect_low <= true <= one.effect_high for one in found]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.01)
+    for one in found[:200]:
+        assert (one.effect_low <= 0 <= one.effect_high) == (one.p_value >= 0.05)
 
 
 def test_holm_by_hand() -> None:
@@ -104,6 +128,59 @@ def test_ranks_know_their_direction_and_their_limits() -> None:
     assert math.isnan(found.critical_difference)
     assert rank(gaps[["a"]], larger_is_better=True) is None
     assert rank(gaps.iloc[1:], larger_is_better=True) is None
+
+
+def models_of(tasks: dict[str, list[list[float]]]) -> pd.DataFrame:
+    """Worst-group AUROC of three methods and a choice among them, by task and seed."""
+    names = ["full", "norms", "searched", "best_fixed"]
+    return pd.DataFrame(
+        {"task": task, "method": name, "seed": seed, "test/worst_group_auroc": value}
+        for task, seeds in tasks.items()
+        for seed, values in enumerate(seeds)
+        for name, value in zip(names, values, strict=True)
+    )
+
+
+def test_tasks_are_blocks_and_their_seeds_are_none() -> None:
+    """Ten seeds of a task are no ten data sets; the one seed of the other weighs as much."""
+    from comparison.conftest import comparison_of
+
+    comparison = comparison_of(["full", "norms", "best_fixed", "searched"])
+    models = models_of(
+        {
+            "many": [[0.9, 0.8, 0.7, 0.9]] * 9 + [[0.0, 0.8, 0.79, 0.8]],
+            "one": [[0.7, 0.8, 0.9, 0.8]],
+        }
+    )
+    found = ranking(models, "worst_group_auroc", comparison)
+    assert found is not None
+    assert (found.block, found.n_blocks) == ("task", 2)
+    # Means of the first task: 0.81, 0.80, 0.709. Over eleven blocks `full` would lead.
+    assert found.ranks.to_dict() == {"full": 2, "norms": 2, "searched": 2}
+    said = say_ranks(found, comparison)
+    assert "over 2 tasks (means over their seeds), 1 is best" in said
+    assert "Not ranked, as it is one of the others: best_fixed." in said
+    alone = ranking(models[models["task"] == "many"], "worst_group_auroc", comparison)
+    assert alone is not None
+    assert (alone.block, alone.n_blocks) == ("seed", 10)
+    assert alone.ranks.to_dict() == pytest.approx({"full": 1.2, "norms": 1.9, "searched": 2.9})
+    assert "over 10 seeds of one task, 1 is best" in say_ranks(alone, comparison)
+    assert "10 seeds of one task" in critical_difference(alone).caption
+
+
+def test_a_choice_among_methods_is_not_ranked() -> None:
+    """It would tie with the one it takes, push others down, and count as a method of its own."""
+    from comparison.conftest import comparison_of
+
+    comparison = comparison_of(["full", "norms", "best_fixed", "searched"])
+    models = models_of({"t": [[0.7, 0.8, 0.75, 0.8], [0.7, 0.6, 0.75, 0.7]]})
+    found = ranking(models, "worst_group_auroc", comparison)
+    without = models[models["method"] != "best_fixed"]
+    other = ranking(without, "worst_group_auroc", comparison)
+    assert found is not None
+    assert other is not None
+    pd.testing.assert_series_equal(found.ranks, other.ranks)
+    assert found.critical_difference == other.critical_difference  # k = 3
 
 
 def predictions(seed: int, strength: float = 1.0, n: int = 300) -> pd.DataFrame:
@@ -209,8 +286,9 @@ def row(
 ) -> dict[str, object]:
     return {
         "task": "t", "method": "searched", "reference": "full", "metric": metric, "n": 5, "mean": mean,
-        "p_value": p, "low": low, "high": 0.1, "effect": 1.0, "patient_p_value": p, "patient_low": low,
-        "patient_high": 0.1, "patient_n_patients": 1234, **more,
+        "p_value": p, "low": low, "high": 0.1, "hedges_g": 0.84, "effect_low": -0.12,
+        "effect_high": 2.05, "patient_p_value": p, "patient_low": low, "patient_high": 0.1,
+        "patient_n_patients": 1234, **more,
     }  # fmt: skip
 
 
@@ -262,6 +340,8 @@ def test_a_claim_is_not_supported_while_a_figure_is_missing(left_out: str | None
     assert ("missing of the comparison with `linear`." in found.text) == bool(left_out)
     lines = [line.split(" | ") for line in found.text.splitlines() if line.startswith("| ")]
     assert {line[lines[0].index("patients")] for line in lines[2:]} == {"1234"}
+    assert {line[lines[0].index("Hedges' g")] for line in lines[2:]} == {"+0.84"}
+    assert {line[-1] for line in lines[2:]} == {"[-0.12, +2.05] |"}
 
 
 def test_latex_is_escaped() -> None:
