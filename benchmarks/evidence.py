@@ -93,11 +93,11 @@ def noise_part() -> str | None:
     return "\n".join([head, "| --- " * 8 + "|", *rows])
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Fill the parts of the page that the store has runs for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("--page", type=Path, default=DOCS / "evidence.md", help="the page")
-    page = parser.parse_args().page
+    page = parser.parse_args(arguments).page
     text = page.read_text()
     for match in list(PART.finditer(text)):
         name = match["name"]

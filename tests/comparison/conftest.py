@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from search.samples import tiny_config, write_data
+from stores import mlflow_at
 
+from fairtune.comparison.compare import compare
 from fairtune.comparison.methods import method
 from fairtune.comparison.settings import Comparison, parse_comparison
+from fairtune.interrupt import StopRequest
+from fairtune.tracking.runs import RunLog, existing_run
 
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 
@@ -18,6 +24,26 @@ os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_data(tmp_path_factory.mktemp("tiny")))
+
+
+RANDOM = {"name": "random", "size_of": "searched+group_dro"}
+METHODS = ["full", "linear", "best_fixed", "searched+group_dro", RANDOM]
+
+
+@pytest.fixture(scope="session")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, _empty_store: Path, source: str
+) -> tuple[str, RunLog]:
+    """One comparison without a break, in a store of its own; its table and its run."""
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copy(_empty_store, folder / "mlflow.db")
+    methods = comparison_of(METHODS, candidate="searched+group_dro")
+    with chdir(folder), mlflow_at(f"sqlite:///{folder}/mlflow.db"):
+        outcome = compare(methods, source, StopRequest())
+        assert outcome.complete
+        log = existing_run(outcome.run_id)
+        log.data()
+    return outcome.table, log
 
 
 @pytest.fixture(autouse=True)

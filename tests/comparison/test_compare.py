@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
-from contextlib import chdir
 from pathlib import Path
 
 import mlflow
@@ -13,9 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from comparison.conftest import comparison_of
+from comparison.conftest import METHODS, comparison_of
 from mlflow.entities import Run
-from stores import mlflow_at
 
 import fairtune.comparison.unit as unit_module
 from fairtune.cli import main
@@ -27,9 +25,7 @@ from fairtune.tracking.predictions import read_predictions
 from fairtune.tracking.runs import RunLog, existing_run
 from fairtune.training import DivergedError
 
-RANDOM = {"name": "random", "size_of": "searched+group_dro"}
 STAGES = {"name": "stages", "space": "stages_norm_conv"}
-METHODS = ["full", "linear", "best_fixed", "searched+group_dro", RANDOM]
 
 
 def nested(run_id: str) -> dict[tuple[str, str], Run]:
@@ -50,24 +46,6 @@ def frame(log: RunLog, name: str) -> pd.DataFrame:
     from io import StringIO
 
     return pd.read_csv(StringIO(log.read_text(name)))
-
-
-@pytest.fixture(scope="module")
-def whole(
-    tmp_path_factory: pytest.TempPathFactory, _empty_store: Path, source: str
-) -> tuple[str, RunLog]:
-    """One comparison without a break, in a store of its own; its table and its run."""
-    import shutil
-
-    folder = tmp_path_factory.mktemp("whole")
-    shutil.copy(_empty_store, folder / "mlflow.db")
-    methods = comparison_of(METHODS, candidate="searched+group_dro")
-    with chdir(folder), mlflow_at(f"sqlite:///{folder}/mlflow.db"):
-        outcome = compare(methods, source, StopRequest())
-        assert outcome.complete
-        log = existing_run(outcome.run_id)
-        log.data()
-    return outcome.table, log
 
 
 def test_every_method_has_its_trials_and_one_final_model(whole: tuple[str, RunLog]) -> None:
