@@ -130,7 +130,7 @@ class Rungs:
 class _Watch:
     """Judge, log and show every epoch; say whether the trial goes on."""
 
-    log: RunLog
+    log: Callable[..., None]
     objective: Objective
     rungs: Rungs | None
     should_stop: Callable[[], bool]
@@ -156,7 +156,7 @@ class _Watch:
             worth = -self.objective.loss(value)
             metrics[f"{RUNG}{epoch.number:03d}"] = worth
             self.pruned = not self.rungs.goes_on(epoch.number, worth)
-        self.log.log(metrics=metrics, step=epoch.number)
+        self.log(metrics=metrics, step=epoch.number)
         return not (self.pruned or self.should_stop())
 
 
@@ -216,10 +216,14 @@ def run_trial(
         set_drop_path(model, drop_path)
     train, recipe = workspace.split("train"), workspace.config.train
     bar = _bar(len(train) * recipe.epochs, recipe.epochs)
-    watch = _Watch(log, objective, rungs, should_stop, bar)
     reset_peak(workspace.device)
     started = time.perf_counter()
-    with bar, _profiled(log) if profile else nullcontext() as report_profile:
+    with (
+        bar,
+        log.in_background() as write,
+        _profiled(log) if profile else nullcontext() as report_profile,
+    ):
+        watch = _Watch(write, objective, rungs, should_stop, bar)
         result = fine_tune(
             model,
             train,

@@ -14,7 +14,9 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -89,6 +91,24 @@ class RunLog:
             params=[Param(k, str(v)) for k, v in (params or {}).items()],
             tags=[RunTag(k, str(v)) for k, v in (tags or {}).items()],
         )
+
+    @contextmanager
+    def in_background(self) -> Iterator[Callable[..., None]]:
+        """Yield a `log` that returns at once: the work goes on while the store writes, in order.
+
+        Leaving waits until all is written. What a write met is raised by the next one, or on leaving.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="fairtune-log") as pool:
+            writes: deque[Future[None]] = deque()
+
+            def log(**what: Any) -> None:
+                while writes and writes[0].done():
+                    writes.popleft().result()
+                writes.append(pool.submit(self.log, **what))
+
+            yield log
+            while writes:
+                writes.popleft().result()
 
     def log_report(self, split: str, report: FairnessReport, step: int = 0) -> None:
         """Write a report's figures as ``<split>/<metric>``."""

@@ -113,15 +113,18 @@ def test_given_points_come_first_in_order_and_once() -> None:
     assert known[0] not in points[2:]
 
 
-@settings(max_examples=8, deadline=None)
+@pytest.mark.parametrize("name", ["tpe", "rand", "anneal"])
+@settings(max_examples=5, deadline=None)
 @given(st.integers(1, 11))
-def test_a_search_rebuilt_after_any_trial_goes_on_as_if_it_had_not_stopped(cut: int) -> None:
-    whole, _ = _search(12)
-    before, trials = _search(cut)
+def test_a_search_rebuilt_after_any_trial_goes_on_as_if_it_had_not_stopped(
+    name: str, cut: int
+) -> None:
+    whole, _ = _search(12, name=name)
+    before, trials = _search(cut, name=name)
     rebuilt = Trials()
     rebuilt.insert_trial_docs([{**doc, "state": JOB_STATE_DONE} for doc in trials._dynamic_trials])
     rebuilt.refresh()
-    after, _ = _search(12, trials=rebuilt)
+    after, _ = _search(12, trials=rebuilt, name=name)
     assert before + after == whole
 
 

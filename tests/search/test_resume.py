@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 
@@ -27,27 +29,46 @@ from fairtune.search.search import search
 
 CONFIG = tiny_config(search__trials=8, search__final={"candidates": 1, "seeds": 2})
 
+PRUNED = tiny_config(
+    train__epochs=3,
+    search__trials=7,
+    search__pruning={"rule": "halving", "rungs": [1, 2], "reduction": 2, "min_trials": 2},
+    search__final=ONE_FINAL,
+)
+
 
 def finished(run_id: str, kind: str) -> list[tuple[str | None, dict[str, str]]]:
     return figures([run for run in children(run_id, kind) if run.info.status == "FINISHED"])
 
 
 @pytest.fixture(scope="module")
-def whole(
+def uncut(
     source: str, _empty_store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, object]:
-    """Run the search without a break: what every continued one must equal."""
-    import shutil
+) -> Callable[[Config], dict[str, object]]:
+    """Run a search without a break, in a store of its own: what every continued one must equal."""
 
-    folder = tmp_path_factory.mktemp("whole")
-    shutil.copy(_empty_store, folder / "mlflow.db")
-    with chdir(folder), mlflow_at(f"sqlite:///{folder}/mlflow.db"):
-        outcome = search(CONFIG, source, StopRequest())
-        return {
-            "trial": finished(outcome.run_id, "trial"),
-            "final": finished(outcome.run_id, "final"),
-            "metrics": outcome.metrics,
-        }
+    def run(config: Config) -> dict[str, object]:
+        folder = tmp_path_factory.mktemp("uncut")
+        shutil.copy(_empty_store, folder / "mlflow.db")
+        with chdir(folder), mlflow_at(f"sqlite:///{folder}/mlflow.db"):
+            outcome = search(config, source, StopRequest())
+            return {
+                "trial": finished(outcome.run_id, "trial"),
+                "final": finished(outcome.run_id, "final"),
+                "metrics": outcome.metrics,
+            }
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(uncut: Callable[[Config], dict[str, object]]) -> dict[str, object]:
+    return uncut(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def whole_pruned(uncut: Callable[[Config], dict[str, object]]) -> dict[str, object]:
+    return uncut(PRUNED)
 
 
 def assert_equals(run_id: str, whole: dict[str, object]) -> None:
@@ -68,6 +89,16 @@ def test_a_stopped_search_goes_on_as_if_it_had_not_been(
     assert outcome.run_id == run_id
     assert outcome.metrics == whole["metrics"]
     assert_equals(run_id, whole)
+
+
+@pytest.mark.parametrize("after", [3, 9])
+def test_a_stopped_search_prunes_as_if_it_had_not_been(
+    store: str, source: str, whole_pruned: dict[str, object], after: int
+) -> None:
+    run_id = stopped(source, PRUNED, after)
+    search(PRUNED, source, StopRequest(), resume=run_id)
+    assert_equals(run_id, whole_pruned)
+    assert len({r.data.metrics["epochs"] for r in children(run_id, "trial")}) > 1
 
 
 def command(config: Path, source: str, *more: str) -> list[str]:

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import psutil
@@ -26,9 +27,10 @@ from stores import mlflow_at
 
 from fairtune.errors import InputError
 from fairtune.interrupt import InterruptedSearchError, StopRequest, handle_signals
-from fairtune.search.executors import SparkExecutor, spark_session
+from fairtune.search.executors import LostWorkersError, SparkExecutor, spark_session
+from fairtune.search.runner import ERROR, KEY, NUMBER, TrialRunner
 from fairtune.search.search import search
-from fairtune.tracking.runs import RunLog
+from fairtune.tracking.runs import RunLog, open_run
 
 pyspark = pytest.importorskip("pyspark", reason="pyspark is not installed (extra `spark`)")
 if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
@@ -107,17 +109,110 @@ def use(uri: str, monkeypatch: pytest.MonkeyPatch, experiment: str) -> None:
 def assert_whole(run_id: str, trials: int) -> None:
     """Every trial once, under the right parent, and nothing left open."""
     runs = children(run_id, "trial")
-    assert sorted(int(r.data.tags["fairtune.number"]) for r in runs) == list(range(trials))
-    assert len({r.data.tags["fairtune.key"] for r in runs}) == trials
+    assert sorted(int(r.data.tags[NUMBER]) for r in runs) == list(range(trials))
+    assert len({r.data.tags[KEY] for r in runs}) == trials
     assert {r.info.status for r in children(run_id)} == {"FINISHED"}
     parent = MlflowClient().get_run(run_id)
     assert parent.info.status == "FINISHED"
     assert "train/loss" not in parent.data.metrics  # no trial wrote its epochs into its parent
 
 
+@contextmanager
+def _interrupted_after(trials: int) -> Iterator[None]:
+    """Press Ctrl-C as soon as so many trials were opened."""
+
+    def press() -> None:
+        while True:
+            time.sleep(0.2)
+            try:
+                if len(children(only_search().info.run_id, "trial")) >= trials:
+                    break
+            except (AttributeError, ValueError):  # nothing there yet
+                continue
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pressing = threading.Thread(target=press, daemon=True)
+    pressing.start()
+    yield
+    pressing.join()
+
+
 def test_local_cores_run_trials_at_once(store: str, source: str) -> None:
     outcome = search(tiny_config(search__trials=5, **CONFIG), source, StopRequest())
     assert_whole(outcome.run_id, 5)
+
+
+def test_workers_prune_by_one_memory(store: str, source: str) -> None:
+    pruning = {"rule": "halving", "rungs": [1, 2], "reduction": 2, "min_trials": 2}
+    config = tiny_config(search__trials=9, search__pruning=pruning, train__epochs=3, **CONFIG)
+    outcome = search(config, source, StopRequest())
+    assert_whole(outcome.run_id, 9)
+    trials = children(outcome.run_id, "trial")
+    client = MlflowClient()
+    for rung in (1, 2):
+        name = f"rung/{rung:03d}"
+        there = {int(r.data.tags[NUMBER]): r.data.metrics.get(name) for r in trials}
+        shared = client.get_metric_history(outcome.run_id, name)
+        assert {m.step: m.value for m in shared} == {
+            number: value for number, value in there.items() if value is not None
+        }
+        assert len(shared) == len({m.step for m in shared})
+    pruned = [r for r in trials if "fairtune.pruned_at" in r.data.tags]
+    assert pruned
+    for run in pruned:
+        assert run.data.metrics["epochs"] == int(run.data.tags["fairtune.pruned_at"]) < 3
+
+
+def test_a_trial_whose_worker_dies_twice_has_failed_and_the_search_goes_on(
+    store: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Deadly(TrialRunner):  # local, so that it travels to the workers as it is
+        def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+            if self._run_of(self.space.point(sample)).data.tags[NUMBER] == "2":
+                os._exit(9)
+            return super().__call__(sample)
+
+    monkeypatch.setattr("fairtune.search.search.TrialRunner", Deadly)
+    outcome = search(tiny_config(search__trials=5, **CONFIG), source, StopRequest())
+    trials = {r.data.tags[NUMBER]: r for r in children(outcome.run_id, "trial")}
+    assert len(trials) == 5
+    lost = trials.pop("2")
+    assert lost.info.status == "FAILED"
+    assert lost.data.tags[ERROR]
+    assert {run.info.status for run in trials.values()} == {"FINISHED"}
+    assert only_search().info.status == "FINISHED"
+
+
+def test_a_final_run_whose_worker_dies_twice_is_one_line(store: str) -> None:
+    def deadly(_: int) -> int:
+        os._exit(9)
+
+    with (
+        open_run("search", "s", experiment="e") as log,
+        pytest.raises(LostWorkersError, match=f"failed twice.*--resume {log.run_id}") as told,
+    ):
+        SparkExecutor(None, 1).map(deadly, [0], log, StopRequest())
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("executor", ["spark", "serial"])
+def test_a_stopped_search_of_workers_goes_on(store: str, source: str, executor: str) -> None:
+    config = tiny_config(search__trials=6, train__epochs=20, **CONFIG)
+    with _interrupted_after(3), pytest.raises(InterruptedSearchError), handle_signals() as stop:
+        search(config, source, stop)
+    run_id = only_search().info.run_id
+    before = {r.info.run_id for r in children(run_id, "trial") if r.info.status == "FINISHED"}
+    assert len(before) < 6
+    config = tiny_config(
+        search__trials=6, train__epochs=20, **{**CONFIG, "search__executor": executor}
+    )
+    outcome = search(config, source, StopRequest(), resume=run_id)
+    assert outcome.run_id == run_id
+    assert {r.info.status for r in children(run_id)} <= {"FINISHED", "KILLED"}
+    whole = [r for r in children(run_id, "trial") if r.info.status == "FINISHED"]
+    assert before <= {r.info.run_id for r in whole}  # what was there is not run again
+    assert sorted(int(r.data.tags[NUMBER]) for r in whole) == list(range(6))
+    assert len({r.data.tags[KEY] for r in whole}) == 6
 
 
 def test_a_process_runs_one_trial_after_another() -> None:
@@ -133,20 +228,7 @@ def test_a_process_runs_one_trial_after_another() -> None:
 
 def test_a_request_to_stop_reaches_the_workers(store: str, source: str) -> None:
     """With a real Ctrl-C, which Spark would take for itself."""
-
-    def ask() -> None:
-        while True:
-            time.sleep(0.2)
-            try:
-                if children(only_search().info.run_id, "trial"):
-                    break
-            except (AttributeError, ValueError):  # nothing there yet
-                continue
-        os.kill(os.getpid(), signal.SIGINT)
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    with pytest.raises(InterruptedSearchError), handle_signals() as stop:
+    with _interrupted_after(1), pytest.raises(InterruptedSearchError), handle_signals() as stop:
         search(tiny_config(search__trials=50, train__epochs=400, **CONFIG), source, stop)
     assert stop.requested
     parent = only_search()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import math
 import os
 import pickle
@@ -11,6 +12,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -111,6 +113,44 @@ def test_a_run_travels_to_a_worker() -> None:
         there = pickle.loads(pickle.dumps(log))
         there.log(metrics={"x": 1})
         assert log.data().data.metrics == {"x": 1}
+
+
+def test_the_work_goes_on_while_the_store_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+    with open_run("search", "s", experiment="e") as log:
+        slow = log.client.log_batch
+
+        def write(*args: Any, **kwargs: Any) -> Any:
+            assert answers.wait(30)
+            return slow(*args, **kwargs)
+
+        monkeypatch.setattr(log.client, "log_batch", write)
+        with log.in_background() as later:
+            for step in range(3):
+                later(metrics={"x": step}, step=step)
+            assert log.data().data.metrics == {}
+            answers.set()
+        history = log.client.get_metric_history(log.run_id, "x")
+    assert [(m.step, m.value) for m in history] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
+@pytest.mark.parametrize("notices", ["the next write", "leaving"])
+def test_what_a_write_in_the_background_met_is_raised(
+    monkeypatch: pytest.MonkeyPatch, notices: str
+) -> None:
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    reached = []
+    with open_run("search", "s", experiment="e") as log:
+        monkeypatch.setattr(log.client, "log_batch", fails)
+        with pytest.raises(OSError, match="No space left"), log.in_background() as later:
+            later(metrics={"x": 1})
+            if notices == "the next write":
+                while True:
+                    later(metrics={"x": 2})
+            reached.append("the end")
+    assert reached == ([] if notices == "the next write" else ["the end"])
 
 
 def test_reports_and_artifacts_come_back(tmp_path: Path) -> None:
