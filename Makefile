@@ -34,7 +34,7 @@ unit: $(STAMP)
 docs: $(STAMP)  ## Build the documentation site in docs/_build/html; a warning is an error.
 	sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
-bench: $(STAMP)  ## Measure, and store the tables under benchmarks/results/; HAM10000=DIR for all.
+bench: $(STAMP)  ## Measure, and store the tables in benchmarks/results/bench/; HAM10000=DIR for all.
 	python -m benchmarks $(if $(HAM10000),--ham10000 $(HAM10000))
 
 clean:  ## Remove the environment and caches.

@@ -1,4 +1,8 @@
-"""Run the benchmarks one after another, each in a process of its own; tables go to results/."""
+"""Run the benchmarks one after another, each in a process of its own; tables go to results/bench/.
+
+What lies in results/ itself is what the documentation quotes, some of it put together from several runs:
+no command writes there.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,13 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NEED_DATA = {"data": ["{}"], "feeding": ["{}"], "trial": ["--source", "{}"]}
+TABLES = HERE / "results" / "bench"
+NEED_DATA = {
+    "agreement": ["--source", "{}"],
+    "data": ["{}"],
+    "feeding": ["{}"],
+    "trial": ["--source", "{}"],
+}
 """Benchmarks over real images, and how each is told where they are."""
 
 
@@ -33,7 +43,9 @@ def main() -> None:
     """Run the benchmarks that are named, or all."""
     # `evidence` measures nothing: it writes a page of the documentation.
     known = sorted(path.stem for path in HERE.glob("[a-z]*.py") if path.stem != "evidence")
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
     parser.add_argument("--ham10000", help="the download: without it, what needs it is left out")
     given = parser.parse_args()
@@ -44,8 +56,7 @@ def main() -> None:
     without = sorted(set(names) & set(NEED_DATA)) if not given.ham10000 else []
     if without:
         parser.error(f"{', '.join(without)}: give --ham10000 DIR")
-    results = HERE / "results"
-    results.mkdir(exist_ok=True)
+    TABLES.mkdir(exist_ok=True)
     for name in names:
         sys.stderr.write(f"benchmarks/{name}.py\n")
         options = [part.format(given.ham10000) for part in NEED_DATA.get(name, [])]
@@ -57,7 +68,7 @@ def main() -> None:
         sys.stdout.write(done.stdout)
         if done.returncode:
             sys.exit(f"benchmarks/{name}.py ended with status {done.returncode}")
-        (results / f"{name}.txt").write_text(f"{machine()}\n\n{done.stdout}")
+        (TABLES / f"{name}.txt").write_text(f"{machine()}\n\n{done.stdout}")
 
 
 if __name__ == "__main__":

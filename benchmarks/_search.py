@@ -21,7 +21,7 @@ from fairtune.search.point import Point, SearchSpace
 from fairtune.search.search import search
 from fairtune.search.standings import standard_error
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "bench"
 BITS = SearchSpace(
     tuple(f"blocks.{i:02d}.{part}" for i in range(12) for part in ("norms", "attn", "mlp")),
     1e-4,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,6 @@ from fairtune.training import ImageSpec, Recipe, Split, choose_device, fine_tune
 from fairtune.training.result import Epoch
 
 SPACE = "auto_peft1"
-SHARE = memory.SHARE
 
 
 def in_turn(made: Any, *_: object) -> Any:
@@ -43,17 +43,15 @@ WAYS: dict[str, tuple[float, Callable[..., Any]]] = {
 """How much of a GPU's free memory images may take, and how batches are fed."""
 
 
-def split(name: str, images: np.ndarray) -> Split:
-    """Return random labels and groups for the images."""
-    rng, n = np.random.default_rng(len(images)), len(images)
+def split(name: str, images: np.ndarray, n: int) -> Split:
+    """Return the first `n` images with labels and groups that they have nothing to do with."""
+    groups = np.random.default_rng(n).integers(0, 2, n)
     return Split(
         name=name,
         images=images,
         rows=np.arange(n),
         labels=np.arange(n) % 2,
-        groups=pd.DataFrame(
-            {"group": pd.Categorical.from_codes(rng.integers(0, 2, n), ["a", "b"])}
-        ),
+        groups=pd.DataFrame({"group": pd.Categorical.from_codes(groups, ["a", "b"])}),
         patients=np.arange(n),
         references=np.arange(n).astype(str),
         classes=("no", "yes"),
@@ -64,7 +62,7 @@ def epochs(
     way: str, options: argparse.Namespace, base: BaseModel, images: np.ndarray
 ) -> list[Epoch]:
     """Fine-tune, fed in one way; return the epochs after the first."""
-    memory.SHARE, batches._fed = WAYS[way]
+    share, fed = WAYS[way]
     memory._kept.clear()
     model = base.fresh(0)
     n = len(get_space(SPACE).bit_names(model))
@@ -73,8 +71,9 @@ def epochs(
     recipe = Recipe(epochs=options.epochs + 1, batch_size=options.batch)
     device = choose_device(options.device)
     spec = ImageSpec(base.input_size[0], *base.normalization)
-    parts = (split("train", images), split("val", images[: options.val_images]))
-    return fine_tune(model, *parts, spec, recipe, seed=0, device=device).epochs[1:]
+    parts = (split("train", images, len(images)), split("val", images, options.val_images))
+    with patch.object(memory, "SHARE", share), patch.object(batches, "_fed", fed):
+        return fine_tune(model, *parts, spec, recipe, seed=0, device=device).epochs[1:]
 
 
 def main() -> None:
@@ -98,7 +97,6 @@ def main() -> None:
     for _ in range(options.rounds):
         for way in ways:
             found[way] += epochs(way, options, base, images)
-    memory.SHARE = SHARE
     where = torch.cuda.get_device_name() if gpu else choose_device(options.device).type
     print(
         f"{options.architecture}, {options.images} images of {side} px, batch {options.batch}, "

@@ -3,7 +3,7 @@
     python -m benchmarks.surrogate [--seeds 20] [--trials 60]
 
 Prints the mean regret and its standard error over problems drawn by seed; the curves go to
-benchmarks/results/surrogate.png.
+benchmarks/results/bench/surrogate.png.
 """
 
 from __future__ import annotations

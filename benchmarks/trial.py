@@ -220,6 +220,7 @@ def plain(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any
 
     from fairtune.fairness import evaluate
     from fairtune.peft import BaseModel, apply_mask, get_space, set_train_mode
+    from fairtune.training import choose_device
 
     class Jpegs(Dataset):
         def __init__(self, rows: pd.DataFrame, transform: transforms.Compose) -> None:
@@ -234,7 +235,7 @@ def plain(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any
             return self.transform(image), self.labels[index]
 
     torch.manual_seed(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(options.device)
     base = BaseModel(options.architecture, num_classes=2, weights=options.weights, seed=SEED)
     model = base.fresh(seed)
     apply_mask(model, half(get_space(options.space), model, seed))
