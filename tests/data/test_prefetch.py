@@ -15,6 +15,7 @@ import torch
 from fairtune.data import prefetch
 from fairtune.data.batches import Augmentation, eval_batches, train_batches
 from fairtune.data.prefetch import ahead
+from fairtune.data.resampling import sent
 
 CPU = torch.device("cpu")
 HALF = (0.5, 0.5, 0.5)
@@ -133,6 +134,19 @@ def test_a_cpu_and_images_on_the_device_need_no_thread(images: np.ndarray) -> No
     for batches in (train(images), evaluate(images)):
         next(batches)
         assert not threads()
+
+
+def test_memory_is_pinned_for_a_gpu_alone(
+    images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pinned(tensor: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("without CUDA torch cannot pin memory")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
+    assert len(list(train(images))) == 9
+    assert next(evaluate(images, "meta")).device.type == "meta"  # any other accelerator
+    with pytest.raises(AssertionError, match="cannot pin"):
+        sent(torch.zeros(1), torch.device("cuda"))
 
 
 def test_streams_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
