@@ -1,22 +1,46 @@
 """How sure a figure is: bootstrap over patients, for one model and for the difference of two.
 
 Images of one patient resemble each other, so patients are drawn, never images. Intervals are
-percentile intervals (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993). A minimum or
-a range over groups is biased towards the extreme in every resample; its interval describes the
-figure as computed, and differences between two models on the same resamples cancel most of that.
+percentile intervals (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993), except where
+groups are compared (but `es_auroc` has percentiles). A worst group or a difference between groups is biased towards the extreme in
+every resample, and the bootstrap of an extreme fails where groups are alike: the percentiles of a gap
+never hold the 0 that is true there (Hall and Miller, "Bootstrap confidence intervals and hypothesis
+tests for extrema of parameters", Biometrika 97, 2010). So the interval of such a figure reaches as
+far to both sides as, at the level, the groups' own figures deviate in resamples: by the largest
+deviation of any group for a worst group, by the range of the deviations for a difference, as Tukey's
+studentized range does for means. As no extreme moves further than that, it covers at least at the
+level in large samples, whether groups are alike or not; with several groups it covers more than that.
+
+Of 500 simulated splits (binormal scores, 300 rows and 90 positives a group, 500 resamples), the share
+of 95 % intervals that held the true figure, by percentiles and in this way; in brackets the mean width:
+
+======================  =============  =============  =============  =============
+true AUROC of groups    gap, perc.     gap            worst, perc.   worst
+======================  =============  =============  =============  =============
+.80 .80                 0.00 (0.106)   0.95 (0.106)   0.90 (0.099)   0.98 (0.123)
+.815 .785               0.97 (0.111)   0.98 (0.113)   0.96 (0.101)   0.98 (0.123)
+.85 .75                 0.95 (0.141)   0.94 (0.144)   0.93 (0.115)   0.96 (0.123)
+.80 .80 .80 .80         0.00 (0.115)   0.95 (0.158)   0.54 (0.093)   0.97 (0.137)
+.83 .81 .79 .77         0.87 (0.122)   1.00 (0.172)   0.95 (0.098)   0.99 (0.138)
+.85 .82 .78 .75         0.93 (0.129)   1.00 (0.189)   0.97 (0.104)   0.99 (0.138)
+.83 .83 .83 .73         0.88 (0.135)   0.99 (0.190)   0.95 (0.114)   0.97 (0.137)
+======================  =============  =============  =============  =============
+
+Differences between two models on the same resamples cancel most of the bias; theirs are percentiles.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
 from fairtune.errors import InputError
+from fairtune.fairness.disparities import PAIRWISE
 from fairtune.fairness.metrics import Floats
 from fairtune.fairness.resampling import Resampled, multiplicities
 
@@ -34,7 +58,7 @@ class Interval:
     estimate
         The figure on the split itself.
     low, high
-        Two-sided percentile interval; NaN when fewer than 90 % of the resamples are valid.
+        Two-sided interval; NaN when fewer than 90 % of the resamples are valid.
     standard_error
         Standard deviation over the valid resamples.
     n_valid, n_resamples
@@ -156,13 +180,16 @@ def bootstrap_report(
     _check(n_resamples, level)
     split = Resampled(y_true, y_score, groups, clusters, threshold)
     blocks = [
-        split.values(weights)
+        split.values_and_deviations(weights)
         for weights in multiplicities(split.n_clusters, split.n_rows, n_resamples, seed)
     ]
-    intervals = {
-        name: _interval(estimate, np.concatenate([block[name] for block in blocks]), level)
-        for name, estimate in split.estimates.items()
-    }
+    intervals = {}
+    for name, estimate in split.estimates.items():
+        found = _interval(estimate, np.concatenate([values[name] for values, _ in blocks]), level)
+        if name in blocks[0][1]:
+            off = np.concatenate([deviations[name] for _, deviations in blocks])
+            found = _around(found, off, level, difference=name.partition("_by_")[0] in PAIRWISE)
+        intervals[name] = found
     return BootstrapReport(intervals, level, split.n_clusters)
 
 
@@ -232,6 +259,14 @@ def _interval(estimate: float, draws: Floats, level: float) -> Interval:
     tail = (1 - level) / 2
     (low, high), error, n_valid = _quantiles(draws, [tail, 1 - tail])
     return Interval(estimate, low, high, error, n_valid, draws.size)
+
+
+def _around(found: Interval, deviations: Floats, level: float, *, difference: bool) -> Interval:
+    """Let an interval reach to both sides as far as the groups deviate; no difference is below 0."""
+    (off,), *_ = _quantiles(deviations, [level])
+    low = found.estimate - off
+    low = max(low, 0.0) if difference else low  # NaN stays NaN
+    return replace(found, low=low, high=found.estimate + off)
 
 
 def _difference(a: float, b: float, draws: Floats, level: float) -> PairedDifference:

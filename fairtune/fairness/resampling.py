@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from fairtune.errors import InputError
-from fairtune.fairness.disparities import DISPARITIES
+from fairtune.fairness.disparities import DISPARITIES, PAIRWISE
 from fairtune.fairness.grouping import groupings
 from fairtune.fairness.metrics import Floats, Labels, log_losses, predict
 from fairtune.fairness.naming import slug
@@ -138,7 +138,7 @@ class Resampled:
             for r in rows
         ]
         self._sums = self._sum(rows, labels, predict(scores, threshold), log_losses(labels, scores))
-        whole = self._measure(np.ones((self.n_clusters, 1)))
+        self._whole = whole = self._measure(np.ones((self.n_clusters, 1)))
         self._defined = {f.name: ~np.isnan(getattr(whole, f.name)[..., 0]) for f in fields(Draws)}
         self.estimates = {name: float(value[0]) for name, value in self._combine(whole).items()}
 
@@ -149,6 +149,39 @@ class Resampled:
         them does not define it.
         """
         return self._combine(self._measure(weights))
+
+    def values_and_deviations(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """(U, b) multiplicities -> `values`, and how far off the groups of each comparison are.
+
+        The (b,) deviations, by the names of the comparisons in `values` that are a worst group or a
+        difference between groups, bound how far that figure is from the one of the split in the
+        resample: the largest deviation of any group for a worst group, and the range of the groups'
+        deviations for a difference.
+        """
+        draws = self._measure(weights)
+        return self._combine(draws), self._deviate(draws)
+
+    def _deviate(self, draws: Draws) -> dict[str, Floats]:
+        apart = Draws(
+            *(getattr(draws, f.name) - getattr(self._whole, f.name) for f in fields(Draws))
+        )
+        found: dict[str, list[Floats | None]] = {}
+        deviations = {}
+        end = 1
+        for grouping in self.groupings:
+            cells = slice(end, end + len(grouping.names))
+            end = cells.stop
+            off = {k: v for k, v in self._compare(apart, cells).items() if k in PAIRWISE}
+            for metric in ("auroc", "accuracy", "log_loss"):
+                groups = getattr(apart, metric)[cells][self._defined[metric][cells]]
+                off[f"worst_group_{metric}"] = np.abs(groups).max(axis=0) if len(groups) else None
+            for name, value in off.items():
+                found.setdefault(name, []).append(value)
+                key = f"{name}_by_attribute/{slug(grouping.attribute)}"
+                deviations[key] = _or_nan(value, apart.auroc[0])
+        for name, values in found.items():
+            deviations[name] = _or_nan(_worst(values, np.max), apart.auroc[0])
+        return deviations
 
     def _sum(
         self, rows: list[NDArray[np.bool_]], labels: Labels, predicted: Labels, losses: Floats

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from fairtune.errors import InputError
@@ -79,17 +80,65 @@ def test_intervals_are_the_quantiles_of_all_resamples(sample):
         data.y, data.score, groups, clusters, n_resamples=150, level=0.9, seed=5
     )
     split = Resampled(data.y, data.score, groups, clusters, None)
-    gaps = []
+    drawn: dict[str, list[float]] = {"auroc": [], "auroc_gap": [], "range of deviations": []}
+    own = evaluate(data.y, data.score, groups)
     for weights in multiplicities(split.n_clusters, 200, 150, seed=5):
         for column in weights.T:
             rows = np.repeat(np.arange(200), column[split.codes].astype(int))
-            gap = evaluate(data.y[rows], data.score[rows], groups.iloc[rows]).headline["auroc_gap"]
-            gaps.append(gap)
-    found = report["auroc_gap"]
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(gaps, [0.05, 0.95])))
-    assert found.standard_error == pytest.approx(np.std(gaps, ddof=1))
-    assert found.n_valid == found.n_resamples == 150
+            found = evaluate(data.y[rows], data.score[rows], groups.iloc[rows])
+            for name in ("auroc", "auroc_gap"):
+                drawn[name].append(found.headline[name])
+            off = [
+                cell.values["auroc"] - own.groups["sex"][name].values["auroc"]
+                for name, cell in found.groups["sex"].items()
+            ]
+            drawn["range of deviations"].append(np.ptp(off))
+    overall, gap = report["auroc"], report["auroc_gap"]
+    quantiles = np.quantile(drawn["auroc"], [0.05, 0.95])
+    assert (overall.low, overall.high) == pytest.approx(tuple(quantiles))
+    far = np.quantile(drawn["range of deviations"], 0.9)
+    estimate = own.headline["auroc_gap"]
+    expected = (max(estimate - far, 0), estimate + far)
+    assert (gap.low, gap.high) == pytest.approx(expected)
+    assert gap.standard_error == pytest.approx(np.std(drawn["auroc_gap"], ddof=1))
+    assert gap.n_valid == gap.n_resamples == 150
     assert report.n_clusters == len(set(clusters))
+
+
+def test_no_comparison_is_further_off_than_its_groups_deviate(sample):
+    """Why the interval of a worst group or a gap covers: the bound holds in every resample."""
+    data = sample(4, n=300)
+    split = Resampled(data.y, data.score, data.groups, patients(300), 0.4)
+    weights = next(multiplicities(split.n_clusters, 300, 200, seed=1))
+    values, deviations = split.values_and_deviations(weights)
+    compared = {"auroc_gap", "worst_group_auroc", "worst_group_log_loss"}
+    compared |= {"equalized_odds_difference", "demographic_parity_difference"}
+    assert deviations.keys() >= compared | {f"{name}_by_attribute/sex" for name in compared}
+    for name, far in deviations.items():
+        off = np.abs(values[name] - split.estimates[name])
+        assert (np.isnan(far) == np.isnan(off)).all()
+        assert (off[~np.isnan(off)] <= far[~np.isnan(off)] + 1e-12).all(), name
+        assert (far[~np.isnan(off)] > 0).any()
+
+
+@pytest.mark.parametrize("aurocs", [[0.8, 0.8], [0.8] * 4, [0.85, 0.82, 0.78, 0.75]])
+def test_intervals_cover_whether_groups_are_alike_or_not(aurocs):
+    """Percentiles never hold a gap of 0; the module's docstring has larger simulations."""
+    rng = np.random.default_rng(0)
+    group, label = (
+        np.repeat(np.arange(len(aurocs)), 200),
+        np.tile([0, 0, 1, 0, 1], 40 * len(aurocs)),
+    )
+    sites = pd.DataFrame({"site": group})
+    shift = np.sqrt(2) * norm.ppf(aurocs)[group]
+    true = {"auroc_gap": np.ptp(aurocs), "worst_group_auroc": min(aurocs)}
+    held = dict.fromkeys(true, 0)
+    for seed in range(60):
+        p = norm.cdf((rng.normal(size=len(label)) + label * shift) / 2)
+        report = bootstrap_report(label, two_columns(p), sites, None, n_resamples=200, seed=seed)
+        for name, value in true.items():
+            held[name] += report[name].low <= value + 1e-12 and value <= report[name].high
+    assert all(count >= 53 for count in held.values()), held  # of 60; 57 expected at the least
 
 
 def test_resamples_draw_as_many_patients_as_there_are_and_repeat_by_seed():
