@@ -48,7 +48,8 @@ def write_results(log: RunLog, comparison: Comparison, results: Results) -> str:
         parts += [f"### {task}", markdown(rows[rows["task"] == task].drop(columns="task"))]
     parts += [say_ranks(rankings["worst_group_auroc"], comparison), claims.text]
     alone = ["task"] if thresholds["task"].nunique() == 1 else []
-    parts += [say_thresholds(judged), markdown(thresholds.drop(columns=alone))]
+    parts += ["### Thresholds by group", say_thresholds(judged)]
+    parts.append(markdown(thresholds.drop(columns=alone)))
     text = "\n\n".join(part for part in parts if part) + "\n"
     files = {
         "table.md": text,
@@ -74,16 +75,22 @@ def write_results(log: RunLog, comparison: Comparison, results: Results) -> str:
 def whole_seeds(models: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
     """Keep, within each task, the seeds in which every method that ever worked has a model.
 
-    Methods stand in the order of the settings. A method that always failed has no rows.
+    Tasks and methods stand in the order of the settings. A method that always failed has no rows.
     """
     kept = []
     for _, rows in models.groupby("task", sort=False):
         found = rows.groupby("seed")["method"].nunique()
         whole = found.index[found == rows["method"].nunique()]
         kept.append(rows[rows["seed"].isin(whole)])
-    order = {m.name: i for i, m in enumerate(comparison.methods)}
-    models = pd.concat(kept).assign(_order=lambda table: table["method"].map(order))
-    return models.sort_values(["task", "_order", "seed"], ignore_index=True).drop(columns="_order")
+    orders = {
+        "task": {task.name: i for i, task in enumerate(comparison.tasks)},
+        "method": {m.name: i for i, m in enumerate(comparison.methods)},
+    }
+    return pd.concat(kept).sort_values(
+        KEYS,
+        key=lambda column: column.map(orders.get(str(column.name), lambda seed: seed)),
+        ignore_index=True,
+    )
 
 
 def _seeds_note(whole: pd.DataFrame, found: pd.DataFrame, comparison: Comparison) -> str:

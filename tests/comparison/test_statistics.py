@@ -13,7 +13,7 @@ from scipy import stats
 
 from fairtune.comparison.claim import judge_claim
 from fairtune.comparison.figures import critical_difference, trade_off
-from fairtune.comparison.output import ranking
+from fairtune.comparison.output import ranking, whole_seeds
 from fairtune.comparison.statistics import (
     PatientDraws,
     hedges_correction,
@@ -166,6 +166,21 @@ def test_tasks_are_blocks_and_their_seeds_are_none() -> None:
     assert alone.ranks.to_dict() == pytest.approx({"full": 1.2, "norms": 1.9, "searched": 2.9})
     assert "over 10 seeds of one task, 1 is best" in say_ranks(alone, comparison)
     assert "10 seeds of one task" in critical_difference(alone).caption
+
+
+def test_only_whole_seeds_count_in_the_order_of_the_settings() -> None:
+    from comparison.conftest import comparison_of
+
+    comparison = comparison_of(["searched", "norms", "full", "best_fixed"])
+    tasks = [comparison.tasks[0].model_copy(update={"name": name}) for name in ("z", "a")]
+    comparison = comparison.model_copy(update={"tasks": tuple(tasks)})
+    models = models_of({"a": [[0.1, 0.2, 0.3, 0.4]] * 2, "z": [[0.5, 0.6, 0.7, 0.8]]})
+    one_lost = models.drop(index=5)
+    assert tuple(one_lost.iloc[4:6]["seed"]) == (1, 1)  # `norms` has no model with seed 1
+    found = whole_seeds(one_lost, comparison)
+    assert list(found["task"]) == ["z"] * 4 + ["a"] * 4
+    assert list(found["method"]) == ["searched", "norms", "full", "best_fixed"] * 2
+    assert set(found["seed"]) == {0}
 
 
 def test_a_choice_among_methods_is_not_ranked() -> None:
