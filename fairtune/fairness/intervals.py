@@ -2,14 +2,15 @@
 
 Images of one patient resemble each other, so patients are drawn, never images. Intervals are
 percentile intervals (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993), except where
-groups are compared (but `es_auroc` has percentiles). A worst group or a difference between groups is biased towards the extreme in
-every resample, and the bootstrap of an extreme fails where groups are alike: the percentiles of a gap
-never hold the 0 that is true there (Hall and Miller, "Bootstrap confidence intervals and hypothesis
-tests for extrema of parameters", Biometrika 97, 2010). So the interval of such a figure reaches as
-far to both sides as, at the level, the groups' own figures deviate in resamples: by the largest
-deviation of any group for a worst group, by the range of the deviations for a difference, as Tukey's
-studentized range does for means. As no extreme moves further than that, it covers at least at the
-level in large samples, whether groups are alike or not; with several groups it covers more than that.
+groups are compared (`es_auroc` has percentiles, too). A worst group or a difference between groups
+is biased towards the extreme in every resample, and the bootstrap of an extreme fails where groups
+are alike: the percentiles of a gap never hold the 0 that is true there (Hall and Miller, "Bootstrap
+confidence intervals and hypothesis tests for extrema of parameters", Biometrika 97, 2010). So the
+interval of such a figure reaches as far to both sides as, at the level, the groups' own figures
+deviate in resamples: by the largest deviation of any group for a worst group, by the range of the
+deviations for a difference, as Tukey's studentized range does for means. As no extreme moves further
+than that, it covers at least at the level in large samples, whether groups are alike or not; with
+several groups it covers more than that.
 
 Of 500 simulated splits (binormal scores, 300 rows and 90 positives a group, 500 resamples), the share
 of 95 % intervals that held the true figure, by percentiles and in this way; in brackets the mean width:
