@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import scikit_posthocs
 
+from fairtune.comparison.ranks import Ranking
 from fairtune.comparison.settings import Comparison
-from fairtune.comparison.statistics import Ranking
 from fairtune.comparison.tables import say_blocks
 from fairtune.fairness import slug
 from fairtune.report.style import (

@@ -10,15 +10,14 @@ import pandas as pd
 
 from fairtune.comparison.claim import judge_claim
 from fairtune.comparison.figures import draw_all
+from fairtune.comparison.ranks import ranking, ranks_table
 from fairtune.comparison.results import HEADLINE, KEYS, Key, Results
 from fairtune.comparison.settings import Comparison
 from fairtune.comparison.statistics import (
     PatientDraws,
-    Ranking,
     holm,
     patient_draws,
     patient_interval,
-    rank,
     seed_difference,
 )
 from fairtune.comparison.tables import latex, markdown, method_rows, say_ranks
@@ -28,7 +27,6 @@ from fairtune.seeding import seed as named_seed
 from fairtune.tracking.runs import RunLog
 
 Draws = dict[Key, PatientDraws]
-LARGER_IS_BETTER = {"auroc": True, "worst_group_auroc": True, "auroc_gap": False}
 
 
 def write_results(log: RunLog, comparison: Comparison, results: Results) -> str:
@@ -60,7 +58,7 @@ def write_results(log: RunLog, comparison: Comparison, results: Results) -> str:
         "thresholds.csv": thresholds.to_csv(index=False),
         "differences.csv": apart.to_csv(index=False),
         "claim.csv": claims.table.to_csv(index=False),
-        "ranks.csv": _ranks_table(rankings).to_csv(index=False),
+        "ranks.csv": ranks_table(rankings).to_csv(index=False),
         "intervals.csv": intervals.to_csv(index=False),
     }
     for name, content in files.items():
@@ -167,43 +165,3 @@ def overall_intervals(models: pd.DataFrame, draws: Draws) -> pd.DataFrame:
             found = asdict(patient_interval(own, None, metric))
             rows.append({"task": task, "method": name, "metric": metric, **found})
     return pd.DataFrame(rows)
-
-
-def ranking(models: pd.DataFrame, metric: str, comparison: Comparison) -> Ranking | None:
-    """Rank methods by a figure of test, in blocks that are independent as far as may be.
-
-    With several tasks a block is a task, and ranked are the means over its seeds: seeds of one task
-    are repetitions, no data sets of their own. With one task a block is a seed, and the ranks say
-    what holds for that task. Methods that take the best of others are not ranked: each of their
-    figures is another method's, which they would tie with.
-
-    References
-    ----------
-    Demšar (2006), "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 7,
-    section 3.2.2: Friedman's test ranks within data sets.
-    """
-    chosen = {m.name for m in comparison.methods if m.best_of}
-    ranked = models[~models["method"].isin(chosen)]
-    block = "task" if models["task"].nunique() > 1 else "seed"
-    blocks = ranked.pivot_table(index=block, columns="method", values=f"test/{metric}")
-    return rank(blocks, larger_is_better=LARGER_IS_BETTER[metric])
-
-
-def _ranks_table(rankings: dict[str, Ranking | None]) -> pd.DataFrame:
-    parts = [
-        pd.DataFrame(
-            {
-                "metric": metric,
-                "method": found.ranks.index,
-                "average_rank": found.ranks.to_numpy(),
-                "block": found.block,
-                "blocks": found.n_blocks,
-                "friedman": found.statistic,
-                "friedman_p": found.p_value,
-                "critical_difference": found.critical_difference,
-            }
-        ).join(found.nemenyi.reset_index(drop=True).add_prefix("nemenyi_p_"))
-        for metric, found in rankings.items()
-        if found is not None
-    ]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()

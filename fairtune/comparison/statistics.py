@@ -1,4 +1,4 @@
-"""What a comparison may conclude: paired differences, corrections, ranks. Numbers in, numbers out."""
+"""What a comparison may conclude: paired differences and corrections. Numbers in, numbers out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import scikit_posthocs
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
@@ -250,68 +249,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.flatnonzero(defined)[np.argsort(values[defined], kind="stable")]
     values[order] = np.minimum(np.maximum.accumulate(sizes * values[order]), 1)
     return [float(value) for value in values]
-
-
-@dataclass(frozen=True, eq=False)
-class Ranking:
-    """How k methods rank over n blocks.
-
-    Attributes
-    ----------
-    ranks
-        Average rank by method, 1 is best, ascending.
-    statistic, p_value
-        Friedman's chi-squared and its p; NaN for fewer than 3 methods or 2 blocks.
-    nemenyi
-        (k, k) p-values of the post-hoc test, in the order of `ranks`.
-    critical_difference
-        Difference of average ranks that is significant at 0.05.
-    n_blocks, block
-        Blocks in which every method has a value, and what a block is: ``task`` or ``seed``.
-    """
-
-    ranks: pd.Series
-    statistic: float
-    p_value: float
-    nemenyi: pd.DataFrame
-    critical_difference: float
-    n_blocks: int
-    block: str = "block"
-
-
-def rank(values: pd.DataFrame, *, larger_is_better: bool) -> Ranking | None:
-    """Rank methods within blocks, and test whether their ranks differ.
-
-    Parameters
-    ----------
-    values
-        A row per block, a column per method; rows with a NaN are left out. The name of the index
-        says what a block is.
-
-    Returns
-    -------
-    Ranking or None
-        None with fewer than two methods, or without a whole block.
-
-    References
-    ----------
-    Demšar (2006), "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 7; the
-    tests are SciPy's and scikit-posthocs'.
-    """
-    whole = values.dropna()
-    n, k = whole.shape
-    if n < 1 or k < 2:
-        return None
-    within = whole.rank(axis=1, ascending=not larger_is_better)
-    ranks = within.mean().sort_values(kind="stable")
-    whole = whole[ranks.index]
-    statistic = p = critical = math.nan
-    nemenyi = pd.DataFrame(math.nan, index=ranks.index, columns=ranks.index)
-    if n > 1:
-        q = float(stats.studentized_range.ppf(0.95, k, np.inf)) / math.sqrt(2)
-        critical = q * math.sqrt(k * (k + 1) / (6 * n))
-        if k > 2:
-            statistic, p = map(float, stats.friedmanchisquare(*whole.to_numpy().T))
-            found = scikit_posthocs.posthoc_nemenyi_friedman(whole.to_numpy())
-            nemenyi = pd.DataFrame(found.to_numpy(), index=ranks.index, columns=ranks.index)
-    return Ranking(ranks, statistic, p, nemenyi, critical, n, str(values.index.name or "block"))

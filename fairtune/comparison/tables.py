@@ -6,8 +6,8 @@ import math
 
 import pandas as pd
 
+from fairtune.comparison.ranks import Ranking
 from fairtune.comparison.settings import Comparison
-from fairtune.comparison.statistics import Ranking
 from fairtune.search.standings import standard_error
 from fairtune.search.winner import GAP
 
