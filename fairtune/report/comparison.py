@@ -132,6 +132,8 @@ def _hypotheses(claims: pd.DataFrame) -> pd.DataFrame:
                 "95% over patients": interval(row, "patient_"),
                 "p, seeds": figure(row["p"], ".3f"),
                 "p, patients": figure(row["patient_p"], ".3f"),
+                # Not in comparisons of before there was one.
+                **({"Hedges' g": figure(row["hedges_g"], "+.2f")} if "hedges_g" in row else {}),
             }
             for _, row in claims.iterrows()
         ]

@@ -43,6 +43,7 @@ CLAIM = {
     "patient_high": 0.08,
     "p": 0.21,
     "patient_p": float("nan"),
+    "hedges_g": 0.84,
     "verdict": "not decided",
 }
 
@@ -68,6 +69,8 @@ def test_a_comparison_has_a_page(mlflow_store: str, tmp_path: Path) -> None:
     assert "On eyes <b>, 1 methods" not in page.text
     assert "0.730 ± 0.020" in page.text
     assert "-0.010 to +0.070 -0.020 to +0.080 0.210" in page.text
+    assert "Hedges' g" in page.text
+    assert "+0.84" in page.text
     assert "Thresholds by group, a reference" in page.text
     assert "skin full 3 0.400 ± 0.010 0.050 ± 0.020" in page.text
     (image,) = page.all("img")
