@@ -100,7 +100,7 @@ def rebuilt(points: list[Point], parent: RunLog) -> tuple[Trials, Domain]:
     trials, domain = Trials(), Domain(lambda sample: 0.0, BITS.expression())
     docs = []
     for tid, point in enumerate(points):
-        doc = trial_doc(tid, point, BITS, domain, trials)
+        doc = trial_doc(tid, tid, point, BITS, domain, trials)
         doc["state"] = JOB_STATE_DONE
         doc["result"] = {"status": STATUS_OK, "loss": -trivial_value(point)}
         docs.append(doc)

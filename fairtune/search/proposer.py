@@ -12,13 +12,13 @@ import importlib.util
 import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
-from hyperopt import Trials, anneal, rand, tpe
+from hyperopt import JOB_STATE_DONE, Trials, anneal, rand, tpe
 from hyperopt.base import Domain, trials_from_docs
 from hyperopt.utils import coarse_utcnow
 
@@ -121,10 +121,10 @@ class Proposer:
     """Asked before each proposal with all trials so far; False ends the search."""
     on_proposal: Callable[[int, Point], None]
     """Told the number and point of each proposal before it runs: here its run is opened."""
+    goes_on: Callable[[list[dict[str, Any]]], int | None] = lambda docs: None
+    """Asked before each proposal, with hyperopt's trials so far, for the number of one that goes on."""
     taken: set[int] = field(default_factory=set)
     """Numbers of trials that a resumed search brings along."""
-    keys: dict[int, str] = field(default_factory=dict, init=False, repr=False)
-    """Key of every point seen so far, by hyperopt's id of its trial."""
 
     def __call__(
         self, new_ids: list[int], domain: Domain, trials: Trials, seed: int
@@ -132,26 +132,24 @@ class Proposer:
         """Propose one trial per new id; fewer, or none, ends the search."""
         docs: list[dict[str, Any]] = []
         for tid in new_ids:
-            if not self.may_start(trials):
+            known = [*trials._dynamic_trials, *docs]
+            paused = self.goes_on(known)
+            if paused is not None:
+                vals = next(d["misc"]["vals"] for d in known if d["misc"]["number"] == paused)
+                number, point = paused, self.space.point_of_vals(vals)
+            elif not self.may_start(trials):
                 break
-            seen = {self._key(doc) for doc in [*trials._dynamic_trials, *docs]}
-            number = next(n for n in itertools.count() if n not in self.taken)
-            point = self._given(seen) or self._new(number, tid, domain, trials, seen)
-            if point is None:  # every point of a small space was tried
-                break
-            self.taken.add(number)
-            self.on_proposal(number, point)
-            docs.append(trial_doc(tid, point, self.space, domain, trials))
+            else:
+                seen = {doc["misc"]["key"] for doc in known}
+                number = next(n for n in itertools.count() if n not in self.taken)
+                new = self._given(seen) or self._new(number, tid, domain, trials, seen)
+                if new is None:  # every point of a small space was tried
+                    break
+                point = new
+                self.taken.add(number)
+                self.on_proposal(number, point)
+            docs.append(trial_doc(tid, number, point, self.space, domain, trials))
         return docs
-
-    def _point(self, doc: dict[str, Any]) -> Point:
-        return self.space.point_of_vals(doc["misc"]["vals"])
-
-    def _key(self, doc: dict[str, Any]) -> str:
-        key = self.keys.get(doc["tid"])
-        if key is None:
-            key = self.keys[doc["tid"]] = self._point(doc).key
-        return key
 
     def _given(self, seen: set[str]) -> Point | None:
         return next((point for point in self.given if point.key not in seen), None)
@@ -160,23 +158,51 @@ class Proposer:
         self, number: int, tid: int, domain: Domain, trials: Trials, seen: set[str]
     ) -> Point | None:
         """Ask the algorithm, then chance, until the point is new."""
+        shown = one_doc_a_trial(trials)
         for attempt in range(2 * ATTEMPTS):
             suggest = self.suggest if attempt < ATTEMPTS else rand.suggest
             draw = named_seed(self.seed, "proposal", number, attempt)
-            (doc,) = suggest([tid], domain, trials, draw)
-            point = self._point(doc)
+            (doc,) = suggest([tid], domain, shown, draw)
+            point = self.space.point_of_vals(doc["misc"]["vals"])
             if point.key not in seen:
                 return point
         return None
 
 
+def latest_docs(docs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the last of hyperopt's trials for each of ours, the one that began last at the end.
+
+    A trial that paused and went on is several of hyperopt's.
+    """
+    latest: dict[int, dict[str, Any]] = {}
+    for doc in sorted(docs, key=lambda doc: int(doc["tid"])):
+        latest.pop(doc["misc"]["number"], None)
+        latest[doc["misc"]["number"]] = doc
+    return list(latest.values())
+
+
+def one_doc_a_trial(trials: Trials) -> Trials:
+    """Return hyperopt's view of our trials, each once, under its number, with what it last came to."""
+    ended = latest_docs(doc for doc in trials.trials if doc["state"] == JOB_STATE_DONE)
+    docs = {doc["misc"]["number"]: doc for doc in [*latest_docs(trials.trials), *ended]}
+    shown = []
+    for number, doc in sorted(docs.items()):
+        idxs = {name: [number] for name in doc["misc"]["vals"]}
+        shown.append(
+            {**doc, "tid": number, "misc": {**doc["misc"], "tid": number, "idxs": idxs}}
+        )
+    return trials_from_docs(shown, validate=False) if shown else Trials()
+
+
 def trial_doc(
-    tid: int, point: Point, space: SearchSpace, domain: Domain, trials: Trials
+    tid: int, number: int, point: Point, space: SearchSpace, domain: Domain, trials: Trials
 ) -> dict[str, Any]:
-    """Write a point as a hyperopt trial that has not run yet."""
+    """Write a point, the trial of this number, as a hyperopt trial that has not run yet."""
     vals = space.vals(point)
     misc = {
         "tid": tid,
+        "number": number,
+        "key": point.key,
         "cmd": domain.cmd,
         "workdir": domain.workdir,
         "idxs": {name: [tid] for name in vals},

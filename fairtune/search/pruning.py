@@ -1,7 +1,8 @@
-"""Which trials stop early: asked at rungs, during training, on the objective.
+"""Which trials stop early: decided at rungs, during training, on the objective.
 
-A rule compares one trial's value at a rung with the values that other trials had at the same rung.
-These come from the tracking store, so that one worker and many decide alike. Values are oriented:
+A `Pruner` compares one trial's value at a rung with the values that other trials had at the same rung.
+These come from the tracking store, so that one worker and many decide alike. Under `asha` every trial
+pauses at every rung, and `next_to_go_on` says which of them is worth more epochs. Values are oriented:
 larger is better, whatever the objective's direction.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fairtune.search.settings import PruningSettings
@@ -30,9 +31,8 @@ class Pruner(ABC):
 class SuccessiveHalving(Pruner):
     """Go on when among the best 1/reduction of all that have reached the rung so far.
 
-    The stopping variant of asynchronous successive halving (Li et al. 2020, "A System for Massively
-    Parallel Hyperparameter Tuning", arXiv:1810.05934): no trial waits for another, and none is
-    resumed, so a trial is judged against those that happened to be there before it.
+    The stopping variant of asynchronous successive halving (see `next_to_go_on`): no trial waits for
+    another, and none is resumed, so a trial is judged against those that happened to be there before it.
     """
 
     reduction: int = 3
@@ -67,8 +67,55 @@ class Median(Pruner):
         return value >= seen[middle if len(seen) % 2 else middle - 1]
 
 
+class Pause(Pruner):
+    """Go on at no rung: who goes on is decided when there is more to compare with."""
+
+    def goes_on(self, value: float, others: Sequence[float]) -> bool:
+        """See `Pruner.goes_on`."""
+        return False
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a trial has come."""
+
+    number: int
+    at: Mapping[int, float]
+    """Its value at every rung it has reached."""
+    paused_at: int | None
+    """The rung at which it waits; None while it trains, and when it has ended."""
+
+
+def next_to_go_on(
+    standings: Iterable[Standing], rungs: Sequence[int], reduction: int
+) -> Standing | None:
+    """Return the paused trial that is to go on, or None: then a new one is to start.
+
+    From the highest rung down: the best of those that wait there and are among the best 1/reduction
+    of all that have reached it. Of equals the earlier trial is the better; NaN never goes on.
+
+    References
+    ----------
+    Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", arXiv:1810.05934,
+    algorithm 2 (`get_job`).
+    """
+    known = list(standings)
+    for rung in sorted(rungs, reverse=True):
+        there = [one for one in known if rung in one.at]
+        ranked = sorted(
+            (one for one in there if not math.isnan(one.at[rung])),
+            key=lambda one: (-one.at[rung], one.number),
+        )
+        for one in ranked[: len(there) // reduction]:
+            if one.paused_at == rung:
+                return one
+    return None
+
+
 def make_pruner(settings: PruningSettings) -> Pruner | None:
-    """Return the rule that the settings name, or None."""
+    """Return what a trial asks at a rung under the rule that the settings name, or None."""
+    if settings.rule == "asha":
+        return Pause()
     if settings.rule == "halving":
         return SuccessiveHalving(settings.reduction, settings.min_trials)
     if settings.rule == "median":

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hyperopt import STATUS_FAIL, STATUS_OK
 from mlflow.entities import Run
 
 from fairtune.config import Config
+from fairtune.data.cache import cache_dir
 from fairtune.fairness import Objective, get_objective
 from fairtune.interrupt import InterruptedSearchError, StopRequest
 from fairtune.peft import Mask
 from fairtune.search.point import Point, SearchSpace
 from fairtune.search.pruning import make_pruner
-from fairtune.search.trial import Rungs, Trial, mask_params, mask_tags, run_trial
+from fairtune.search.trial import PRUNED_AT, Leg, Rungs, Trial, mask_params, mask_tags, run_trial
 from fairtune.search.worker import is_repeated, stop_requested, worker_workspace
 from fairtune.seeding import seed as named_seed
 from fairtune.tracking.runs import RUNG, RunLog, is_store_failure, one_line
@@ -29,6 +32,8 @@ NUMBER = "fairtune.number"
 KEY = "fairtune.key"
 ERROR = "fairtune.error"
 REPEATED = "fairtune.repeated"
+GOES_ON_FROM = "fairtune.goes_on_from"
+"""Tag of a trial that paused and goes on: after how many epochs."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,22 @@ class TrialRunner:
             tags={NUMBER: number, KEY: point.key, **mask_tags(mask, workspace)},
         )
 
+    def reopen(self, number: int) -> None:
+        """Open the run of a paused trial again: called in the driver, before the trial goes on."""
+        run = self.parent.children(f"tags.`{NUMBER}` = '{number}'")[-1]
+        log = self.parent.sibling(run.info.run_id)
+        log.client.update_run(log.run_id, status="RUNNING")
+        log.log(tags={GOES_ON_FROM: run.data.tags[PRUNED_AT]})
+        log.client.delete_tag(log.run_id, PRUNED_AT)
+
+    def forget_paused(self) -> None:
+        """Remove what paused trials left on this machine, when the search is over."""
+        shutil.rmtree(self._paused, ignore_errors=True)
+
+    @property
+    def _paused(self) -> Path:
+        return cache_dir() / "paused" / self.parent.run_id
+
     def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """Fine-tune and judge one sample of the space; a failure ends this trial alone."""
         point = self.space.point(sample)
@@ -79,7 +100,7 @@ class TrialRunner:
             logger.debug("trial failed", exc_info=True)
             log.log(tags={ERROR: one_line(error)})
             log.end("FAILED")
-            return {"status": STATUS_FAIL, "run_id": log.run_id, "error": one_line(error)}
+            return result_of(log.data(), objective)
         cut_off = trial.epochs < self.config.train.epochs and trial.stopped_at is None
         if cut_off:
             log.end("KILLED")
@@ -99,7 +120,11 @@ class TrialRunner:
         pruning = self.config.search.pruning
         number = int(run.data.tags[NUMBER])
         pruner = make_pruner(pruning)
-        rungs = None
+        rungs = leg = None
+        if pruning.rule == "asha":
+            done = int(run.data.tags.get(GOES_ON_FROM, 0))
+            seconds = run.data.metrics.get("seconds", 0.0) if done else 0.0
+            leg = Leg(self._paused / f"{run.info.run_id}.pt", done, seconds)
         if pruner is not None:
             rungs = Rungs(
                 self.config.rungs, pruner, lambda rung, worth: self._at_rung(rung, worth, number)
@@ -113,6 +138,7 @@ class TrialRunner:
             log=log,
             extras=point.extras,
             rungs=rungs,
+            leg=leg,
             should_stop=lambda: stop_requested(self.stop, self.parent),
             keep_model=self.keep_models,
         )
@@ -143,10 +169,13 @@ def has_ended(run: Run) -> bool:
 
 def result_of(run: Run, objective: Objective) -> dict[str, Any]:
     """Read a closed trial's run as a hyperopt result; a resumed search sees the same values."""
-    if ERROR in run.data.tags:
-        return {"status": STATUS_FAIL, "run_id": run.info.run_id, "error": run.data.tags[ERROR]}
     metrics = run.data.metrics
+    rungs = [[int(k.removeprefix(RUNG)), v] for k, v in metrics.items() if k.startswith(RUNG)]
+    about = {"run_id": run.info.run_id, "rungs": rungs}
+    if ERROR in run.data.tags:
+        return {**about, "status": STATUS_FAIL, "error": run.data.tags[ERROR]}
     return {
+        **about,
         "status": STATUS_OK,
         "loss": objective.loss(metrics["objective"]),
         "value": metrics["objective"],
@@ -154,7 +183,6 @@ def result_of(run: Run, objective: Objective) -> dict[str, Any]:
         "worst_group_auroc": metrics.get("val/worst_group_auroc", math.nan),
         "epochs": int(metrics["epochs"]),
         "images_per_second": metrics.get("train/images_per_second", math.nan),
-        "pruned": "fairtune.pruned_at" in run.data.tags,
+        "pruned": PRUNED_AT in run.data.tags,
         "number": int(run.data.tags[NUMBER]),
-        "run_id": run.info.run_id,
     }

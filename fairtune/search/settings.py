@@ -92,10 +92,11 @@ Extra = Annotated[
 class PruningSettings(_Section):
     """Which trials end before their last epoch."""
 
-    rule: Literal["none", "halving", "median"] = Field(
+    rule: Literal["none", "asha", "halving", "median"] = Field(
         "none",
-        description="`halving` = asynchronous successive halving (Li et al. 2020): only the best "
-        "1/reduction of the trials seen at a rung go on; `median` = those above the median do.",
+        description="`asha` = asynchronous successive halving (Li et al. 2020): a trial pauses at each "
+        "rung and goes on once it is among the best 1/reduction there; `halving` = its stopping variant: "
+        "a trial goes on at once or never; `median` = those above the median go on.",
     )
     rungs: tuple[int, ...] | None = Field(
         None,
@@ -103,7 +104,9 @@ class PruningSettings(_Section):
     )
     reduction: int = Field(3, ge=2, description="Of how many trials at a rung one goes on.")
     min_trials: int = Field(
-        3, ge=1, description="Trials that must have reached a rung before it stops any."
+        3,
+        ge=1,
+        description="Trials that must have reached a rung before it stops any (`halving`, `median`).",
     )
 
     @field_validator("rungs")

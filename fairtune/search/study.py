@@ -22,7 +22,8 @@ from fairtune.fairness import Objective, get_objective
 from fairtune.progress import progress_bar
 from fairtune.search.executors import Executor
 from fairtune.search.point import Point, SearchSpace
-from fairtune.search.proposer import Proposer, algorithm, trial_doc
+from fairtune.search.proposer import Proposer, algorithm, latest_docs, trial_doc
+from fairtune.search.pruning import Standing, next_to_go_on
 from fairtune.search.runner import NUMBER, TrialRunner, has_ended, result_of
 from fairtune.search.settings import DROP_PATH
 from fairtune.search.trial import branched_blocks
@@ -123,18 +124,24 @@ def run_study(
     done = len(past.done)
     with _Progress(settings.trials, objective, show=show_progress, done=done) as progress:
         progress.update(trials)
+        budget = _Budget(workspace, runner, objective, progress.update, past.began())
         proposer = Proposer(
             space=runner.space,
             given=[*past.unfinished, *known_points(workspace)],
             suggest=algorithm(settings.algorithm, settings.startup_trials),
             seed=workspace.config.seed,
-            may_start=_Budget(workspace, runner, objective, progress.update, past.began()),
+            may_start=budget.allows_a_trial,
             on_proposal=runner.open,
+            goes_on=budget.goes_on,
             taken=set(past.numbers),
         )
         executor.minimize(runner, proposer, trials)
+        # Of several trials at once the last ones may decide that a paused one goes on.
+        while budget.waiting(trials._dynamic_trials) is not None:
+            executor.minimize(runner, proposer, trials)
         progress.update(trials)
     runner.stop.check()
+    runner.forget_paused()
     return _finished(trials, runner.space, runner.parent.run_id)
 
 
@@ -186,7 +193,8 @@ class _Past:
         domain = Domain(runner, runner.space.expression())
         docs = []
         for tid, (point, run) in enumerate(self.done):
-            doc = trial_doc(tid, point, runner.space, domain, trials)
+            number = int(run.data.tags[NUMBER])
+            doc = trial_doc(tid, number, point, runner.space, domain, trials)
             doc["state"] = JOB_STATE_DONE
             doc["result"] = result_of(run, objective)
             docs.append(doc)
@@ -211,7 +219,7 @@ def point_of(run: Run, space: SearchSpace) -> Point:
 
 @dataclass
 class _Budget:
-    """Whether another trial may start; asked by the proposer."""
+    """Whether another trial may start, and which paused one goes on; asked by the proposer."""
 
     workspace: Workspace
     runner: TrialRunner
@@ -219,19 +227,15 @@ class _Budget:
     tell: Callable[[Trials], None]
     started: float
 
-    def __call__(self, trials: Trials) -> bool:
+    def allows_a_trial(self, trials: Trials) -> bool:
+        """Say whether a new trial may start; the reason why not is logged."""
         self.tell(trials)
         settings = self.workspace.config.search
-        results = [doc["result"] for doc in trials._dynamic_trials]
+        results = _results(trials._dynamic_trials)
         values = [r["value"] for r in results if r.get("status") == STATUS_OK]
-        epochs = sum(r.get("epochs", 0) for r in results)
-        minutes = (time.monotonic() - self.started) / 60
         reasons = {
-            "stopped by Ctrl-C": self.runner.stop.requested,
+            **self._work(results),
             f"{settings.trials} trials": len(results) >= settings.trials,
-            f"{settings.max_minutes} minutes": bool(results)
-            and minutes >= (settings.max_minutes or float("inf")),
-            f"{settings.max_epochs} epochs": epochs >= (settings.max_epochs or float("inf")),
             f"no better for {settings.patience} trials": self._stale(values, settings.patience),
             f"the first {FAILURES} all failed": _hopeless(results),
         }
@@ -241,11 +245,58 @@ class _Budget:
                 return False
         return True
 
+    def goes_on(self, docs: Iterable[dict[str, Any]]) -> int | None:
+        """Return the number of the paused trial that goes on now, its run open again; None: none."""
+        number = self.waiting(docs)
+        if number is not None:
+            self.runner.reopen(number)
+        return number
+
+    def waiting(self, docs: Iterable[dict[str, Any]]) -> int | None:
+        """Return the number of the paused trial that is to go on next, while the budget lasts."""
+        config = self.workspace.config
+        if config.search.pruning.rule != "asha":
+            return None
+        docs = list(docs)
+        if any(self._work(_results(docs)).values()):
+            return None
+        found = next_to_go_on(_standings(docs), config.rungs, config.search.pruning.reduction)
+        return None if found is None else found.number
+
+    def _work(self, results: list[dict[str, Any]]) -> dict[str, bool]:
+        """Say of each reason to do no more work at all whether it holds."""
+        settings = self.workspace.config.search
+        epochs = sum(r.get("epochs", 0) for r in results)
+        minutes = (time.monotonic() - self.started) / 60
+        return {
+            "stopped by Ctrl-C": self.runner.stop.requested,
+            f"{settings.max_minutes} minutes": bool(results)
+            and minutes >= (settings.max_minutes or float("inf")),
+            f"{settings.max_epochs} epochs": epochs >= (settings.max_epochs or float("inf")),
+        }
+
     def _stale(self, values: list[float], patience: int | None) -> bool:
         if patience is None or len(values) <= patience:
             return False
         losses = [self.objective.loss(value) for value in values]
         return min(losses[-patience:]) >= min(losses[:-patience])
+
+
+def _results(docs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what every trial has last come to."""
+    return [doc["result"] for doc in latest_docs(docs)]
+
+
+def _standings(docs: Iterable[dict[str, Any]]) -> list[Standing]:
+    """Read how far every trial has come. One that goes on or has failed waits no more."""
+    at: dict[int, dict[int, float]] = {}
+    waits: dict[int, int | None] = {}
+    for doc in sorted(docs, key=lambda doc: int(doc["tid"])):
+        number, result = doc["misc"]["number"], doc["result"]
+        at.setdefault(number, {}).update(dict(result.get("rungs", ())))
+        paused = doc["state"] == JOB_STATE_DONE and result.get("pruned", False)
+        waits[number] = result["epochs"] if paused else None
+    return [Standing(number, at[number], waits[number]) for number in at]
 
 
 def _hopeless(results: list[dict[str, Any]]) -> bool:
@@ -272,9 +323,7 @@ class _Progress:
         self.bar.close()
 
     def update(self, trials: Trials) -> None:
-        results = [
-            doc["result"] for doc in trials._dynamic_trials if doc["state"] == JOB_STATE_DONE
-        ]
+        results = _results(d for d in trials._dynamic_trials if d["state"] == JOB_STATE_DONE)
         values = [r["value"] for r in results if r.get("status") == STATUS_OK]
         new, self.done = len(results) - self.done, len(results)
         if values:
@@ -288,9 +337,8 @@ class _Progress:
 
 
 def _finished(trials: Trials, space: SearchSpace, parent: str) -> list[FinishedTrial]:
-    docs: list[dict[str, Any]] = [
-        doc for doc in trials._dynamic_trials if doc["result"].get("status") == STATUS_OK
-    ]
+    latest = sorted(latest_docs(trials._dynamic_trials), key=lambda doc: doc["misc"]["number"])
+    docs = [doc for doc in latest if doc["result"].get("status") == STATUS_OK]
     if not docs:
         errors = [
             doc["result"].get("error") or str(doc["misc"]["error"])

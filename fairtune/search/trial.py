@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from fairtune.training.memory import peak, reset_peak
 from fairtune.training.profile import profiled
 from fairtune.workspace import Workspace
 
+PRUNED_AT = "fairtune.pruned_at"
+"""Tag of a trial that was stopped at a rung: after how many epochs."""
 PROFILE = "profile/table.txt"
 TRACE = "profile/trace.json.gz"
 """Only of a fine-tune of some steps."""
@@ -126,6 +128,15 @@ class Rungs:
         return self.pruner.goes_on(worth, self.others(epoch, worth))
 
 
+@dataclass(frozen=True)
+class Leg:
+    """What a trial that may pause has behind it, and where it leaves and finds its state."""
+
+    state: Path
+    epochs: int = 0
+    seconds: float = 0.0
+
+
 @dataclass
 class _Watch:
     """Judge, log and show every epoch; say whether the trial goes on."""
@@ -183,6 +194,7 @@ def run_trial(
     log: RunLog,
     extras: Extras = (),
     rungs: Rungs | None = None,
+    leg: Leg | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     keep_model: bool = True,
     profile: bool = False,
@@ -194,7 +206,9 @@ def run_trial(
     extras
         Hyperparameters that take the place of the recipe's, and the rate of stochastic depth.
     rungs
-        Where the trial may be pruned.
+        Where the trial may be pruned; one that goes on passes those behind it.
+    leg
+        For a trial that may pause at a rung and go on later.
     should_stop
         Asked after every epoch; True ends the trial after that epoch.
     keep_model
@@ -215,7 +229,8 @@ def run_trial(
     if drop_path:
         set_drop_path(model, drop_path)
     train, recipe = workspace.split("train"), workspace.config.train
-    bar = _bar(len(train) * recipe.epochs, recipe.epochs)
+    done = leg.epochs if leg else 0
+    bar = _bar(len(train) * (recipe.epochs - done), recipe.epochs - done)
     reset_peak(workspace.device)
     started = time.perf_counter()
     with (
@@ -223,7 +238,8 @@ def run_trial(
         log.in_background() as write,
         _profiled(log) if profile else nullcontext() as report_profile,
     ):
-        watch = _Watch(write, objective, rungs, should_stop, bar)
+        ahead = rungs and replace(rungs, epochs=tuple(e for e in rungs.epochs if e > done))
+        watch = _Watch(write, objective, ahead, should_stop, bar)
         result = fine_tune(
             model,
             train,
@@ -234,6 +250,8 @@ def run_trial(
             device=workspace.device,
             on_epoch=watch,
             on_step=bar.update,
+            paused=leg.state if leg else None,
+            done=done,
         )
         if report_profile is not None:
             report_profile(result)
@@ -246,7 +264,8 @@ def run_trial(
         epochs=result.epochs[-1].number,
         stopped_at=result.stopped_at if watch.pruned else None,
     )
-    _log_facts(log, workspace, result, trial, time.perf_counter() - started)
+    seconds = time.perf_counter() - started + (leg.seconds if leg else 0.0)
+    _log_facts(log, workspace, result, trial, seconds)
     if keep_model:
         _log_model(log, workspace, model, mask)
         _log_judgement(log, workspace.split("val"), result.report, result.probabilities)
@@ -265,7 +284,7 @@ def _log_facts(
     if (most := peak(workspace.device)) is not None:
         facts["peak_memory_bytes"] = most
     pruned = trial.stopped_at is not None
-    log.log(metrics=facts, tags={"fairtune.pruned_at": trial.stopped_at} if pruned else None)
+    log.log(metrics=facts, tags={PRUNED_AT: trial.stopped_at} if pruned else None)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 
 from fairtune.data.batches import Augmentation, eval_batches, train_batches
 from fairtune.fairness import evaluate
-from fairtune.peft import set_train_mode
+from fairtune.peft import delta_state, set_train_mode
 from fairtune.seeding import seed as named_seed
 from fairtune.training.features import feature_tap
 from fairtune.training.groups import group_index
@@ -31,6 +32,7 @@ from fairtune.training.optimization import (
     make_optimizer,
     make_schedule,
 )
+from fairtune.training.pause import load_state, random_state, save_state, set_random_state
 from fairtune.training.predict import Judge
 from fairtune.training.recipe import Recipe
 from fairtune.training.result import DivergedError, Epoch, FineTuneResult
@@ -51,6 +53,8 @@ def fine_tune(
     device: torch.device,
     on_epoch: Callable[[Epoch], bool] = lambda epoch: True,
     on_step: Callable[[int], object] = lambda images: None,
+    paused: Path | None = None,
+    done: int = 0,
 ) -> FineTuneResult:
     """Fine-tune what the mask left trainable, in place.
 
@@ -68,6 +72,11 @@ def fine_tune(
         Called after every epoch that is judged; False ends the fine-tune.
     on_step
         Told after every step how many images it had.
+    paused
+        Where a fine-tune that `on_epoch` stops leaves its state.
+    done
+        Epochs after which it paused: it goes on from its state, to the same bits as if it had never
+        paused; from the beginning, with the same result, where the state is not to be found.
 
     Raises
     ------
@@ -79,7 +88,8 @@ def fine_tune(
     result = FineTuneResult()
     with deterministic(recipe.deterministic), ExitStack() as held:
         run = _FineTune(model, train, val, spec, recipe, seed, device, held)
-        for number in range(1, recipe.epochs + 1):
+        begun = paused is not None and done > 0 and run.go_on_from(paused, done)
+        for number in range(done + 1 if begun else 1, recipe.epochs + 1):
             trained = run.train_epoch(number, on_step)
             if number % recipe.judge_every and number < recipe.epochs:
                 continue
@@ -88,6 +98,8 @@ def fine_tune(
             result.micro_batch_size = run.step.micro_batch_size
             if not on_epoch(epoch):
                 result.stopped_at = number if number < recipe.epochs else None
+                if paused is not None:
+                    run.pause(paused, number)
                 break
         put(model, run.kept or {})
     return result
@@ -198,6 +210,31 @@ class _FineTune:
             validation_seconds=time.perf_counter() - started,
         )
         return epoch, probabilities
+
+    def pause(self, path: Path, number: int) -> None:
+        """Leave all that changes in training, after the `number`th epoch."""
+        state = {
+            "epoch": number,
+            "updates": self.updates,
+            "model": delta_state(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "tactic": self.tactic.state(),
+            "random": random_state(self.device),
+            "micro_batch_size": self.step.micro_batch_size,
+        }
+        save_state(path, state)
+
+    def go_on_from(self, path: Path, done: int) -> bool:
+        """Take over the state after so many epochs; says whether it is there."""
+        state = load_state(path)
+        if state is None or state["epoch"] != done:
+            return False
+        put(self.model, state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.tactic.go_on_from(state["tactic"])
+        set_random_state(self.device, state["random"])
+        self.updates, self.step.micro_batch_size = state["updates"], state["micro_batch_size"]
+        return True
 
     def _task(self) -> Task:
         """Tell the strategy what it takes part in: the groups only if it declares that it uses them."""

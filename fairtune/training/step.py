@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fairtune.training.features import FeatureTap
 from fairtune.training.hardware import autocast
 from fairtune.training.memory import is_out_of_memory, release
+from fairtune.training.pause import random_state, set_random_state
 from fairtune.training.strategies.base import Batch, Tactic
 from fairtune.training.tensors import still_statistics
 
@@ -122,7 +123,7 @@ class Stepper:
         states, outputs = [], []
         with torch.no_grad(), still_statistics(self.model):
             for part in parts:
-                states.append(_random_state(x.device))
+                states.append(random_state(x.device))
                 outputs.append(self._forward(part))
         logits = torch.cat([logits for logits, _ in outputs]).requires_grad_()
         features = None
@@ -135,7 +136,7 @@ class Stepper:
             for t in (logits, features)
         ]
         for i, (part, state) in enumerate(zip(parts, states, strict=True)):
-            _set_random_state(x.device, state)
+            set_random_state(x.device, state)
             pairs = [
                 (output, gradients[i])
                 for output, gradients in zip(self._forward(part), at, strict=True)
@@ -155,14 +156,3 @@ def part_sizes(n: int, most: int) -> list[int]:
     if len(sizes) > 1 and sizes[-1] == 1 < most:
         sizes[-2:] = [most + 1]
     return sizes
-
-
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_random_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)

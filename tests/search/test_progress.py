@@ -24,7 +24,10 @@ from fairtune.search.study import _Progress
 
 
 def trials(*results: dict[str, Any]) -> Trials:
-    docs = [{"state": JOB_STATE_DONE, "result": result} for result in results]
+    docs = [
+        {"state": JOB_STATE_DONE, "result": result, "tid": number, "misc": {"number": number}}
+        for number, result in enumerate(results)
+    ]
     return cast(Trials, SimpleNamespace(_dynamic_trials=docs))
 
 

@@ -35,6 +35,13 @@ PRUNED = tiny_config(
     search__pruning={"rule": "halving", "rungs": [1, 2], "reduction": 2, "min_trials": 2},
     search__final=ONE_FINAL,
 )
+PAUSING = PRUNED.model_copy(
+    update={
+        "search": PRUNED.search.model_copy(
+            update={"pruning": PRUNED.search.pruning.model_copy(update={"rule": "asha"})}
+        )
+    }
+)
 
 
 def finished(run_id: str, kind: str) -> list[tuple[str | None, dict[str, str]]]:
@@ -66,9 +73,12 @@ def whole(uncut: Callable[[Config], dict[str, object]]) -> dict[str, object]:
     return uncut(CONFIG)
 
 
-@pytest.fixture(scope="module")
-def whole_pruned(uncut: Callable[[Config], dict[str, object]]) -> dict[str, object]:
-    return uncut(PRUNED)
+@pytest.fixture(scope="module", params=[PRUNED, PAUSING], ids=["halving", "asha"])
+def pruned(
+    request: pytest.FixtureRequest, uncut: Callable[[Config], dict[str, object]]
+) -> tuple[Config, dict[str, object]]:
+    """Give a configuration, and what it leads to without a break."""
+    return request.param, uncut(request.param)
 
 
 def assert_equals(run_id: str, whole: dict[str, object]) -> None:
@@ -93,11 +103,12 @@ def test_a_stopped_search_goes_on_as_if_it_had_not_been(
 
 @pytest.mark.parametrize("after", [3, 9])
 def test_a_stopped_search_prunes_as_if_it_had_not_been(
-    store: str, source: str, whole_pruned: dict[str, object], after: int
+    store: str, source: str, pruned: tuple[Config, dict[str, object]], after: int
 ) -> None:
-    run_id = stopped(source, PRUNED, after)
-    search(PRUNED, source, StopRequest(), resume=run_id)
-    assert_equals(run_id, whole_pruned)
+    config, whole = pruned
+    run_id = stopped(source, config, after)
+    search(config, source, StopRequest(), resume=run_id)
+    assert_equals(run_id, whole)
     assert len({r.data.metrics["epochs"] for r in children(run_id, "trial")}) > 1
 
 

@@ -142,8 +142,9 @@ def test_local_cores_run_trials_at_once(store: str, source: str) -> None:
     assert_whole(outcome.run_id, 5)
 
 
-def test_workers_prune_by_one_memory(store: str, source: str) -> None:
-    pruning = {"rule": "halving", "rungs": [1, 2], "reduction": 2, "min_trials": 2}
+@pytest.mark.parametrize("rule", ["halving", "asha"])
+def test_workers_prune_by_one_memory(store: str, source: str, rule: str) -> None:
+    pruning = {"rule": rule, "rungs": [1, 2], "reduction": 2, "min_trials": 2}
     config = tiny_config(search__trials=9, search__pruning=pruning, train__epochs=3, **CONFIG)
     outcome = search(config, source, StopRequest())
     assert_whole(outcome.run_id, 9)

@@ -239,7 +239,8 @@ def test_sigterm_in_the_middle_of_a_trial_closes_everything(
 
 
 @pytest.mark.parametrize(
-    ("rule", "objective"), [("halving", "worst_group_auroc"), ("median", "auroc_gap")]
+    ("rule", "objective"),
+    [("halving", "worst_group_auroc"), ("median", "auroc_gap"), ("asha", "worst_group_auroc")],
 )
 def test_pruned_trials_are_finished_runs_whose_values_count(
     run_search: Runner, rule: str, objective: str

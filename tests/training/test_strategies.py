@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -124,6 +125,48 @@ def test_the_loss_falls_and_the_model_learns(
     result = run(model_of(), train, val, with_strategy(recipe, name, epochs=6))
     assert result.epochs[-1].loss < result.epochs[0].loss
     assert result.report.headline["auroc"] > 0.75
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [*((name, "vit") for name in NAMES), ("erm", "efficientnet"), ("swad", "efficientnet")],
+)
+def test_a_fine_tune_that_paused_goes_on_to_the_same_bits(
+    name: str,
+    architecture: str,
+    small_train: Split,
+    small_val: Split,
+    recipe: Recipe,
+    tmp_path: Path,
+) -> None:
+    spec = ImageSpec(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    changed = with_strategy(recipe, name, epochs=4)
+    (family, options), paused = MASKS[architecture][0], tmp_path / "paused" / "trial.pt"
+
+    def go(*pauses: int, done: int = 0) -> tuple[dict[str, torch.Tensor], list[float], list[int]]:
+        model = model_of(family, {**options, "drop_rate": 0.2}, "fullft")
+        result = fine_tune(
+            model,
+            small_train,
+            small_val,
+            spec,
+            changed,
+            seed=0,
+            device=CPU,
+            on_epoch=lambda epoch: epoch.number not in pauses,
+            paused=paused,
+            done=done,
+        )
+        return delta_state(model), result.probabilities.tolist(), [e.number for e in result.epochs]
+
+    whole, scores, _ = go()
+    assert not paused.exists()
+    assert go(1, 3)[2] == [1]
+    assert go(1, 3, done=1)[2] == [2, 3]
+    state, again, epochs = go(1, 3, done=3)
+    assert epochs == [4]
+    assert again == scores
+    assert same(whole, state)
 
 
 @pytest.mark.parametrize("name", NAMES)

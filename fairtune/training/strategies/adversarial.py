@@ -65,6 +65,8 @@ class DANN(Strategy):
 class DANNTactic(Tactic):
     """Has the adversary."""
 
+    changing = ("_step",)
+
     def __init__(self, options: DANN, task: Task) -> None:
         self._weight = options.weight
         self._n_steps, self._step = task.epochs * task.steps, 0

@@ -106,6 +106,8 @@ class Tactic:
 
     auxiliary: nn.Module | None = None
     """Networks of the strategy's own, trained beside the model and thrown away."""
+    changing: ClassVar[tuple[str, ...]] = ()
+    """Attributes that training changes, beside `auxiliary`: numbers, tensors, modules, generators."""
 
     def row_weights(self, epoch: int) -> NDArray[np.float64] | None:
         """Return how often each training row is drawn in this epoch; None draws each once.
@@ -159,6 +161,28 @@ class Tactic:
             Values of trained tensors by their names in the model; None for the model as it is.
         """
         return None
+
+    def state(self) -> dict[str, Any]:
+        """Return what another tactic of the same task needs to go on from here."""
+        names = self.changing if self.auxiliary is None else (*self.changing, "auxiliary")
+        return {name: _state_of(getattr(self, name)) for name in names}
+
+    def go_on_from(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        for name, value in state.items():
+            own = getattr(self, name)
+            if isinstance(own, nn.Module):
+                own.load_state_dict(value)
+            elif isinstance(own, torch.Generator):
+                own.set_state(value)
+            else:
+                setattr(self, name, value.to(own.device) if isinstance(own, Tensor) else value)
+
+
+def _state_of(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return value.state_dict()
+    return value.get_state() if isinstance(value, torch.Generator) else value
 
 
 class Strategy(BaseModel, ABC):

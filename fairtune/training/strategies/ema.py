@@ -39,6 +39,8 @@ class EMA(Strategy):
 class EMATactic(Tactic):
     """Has the average."""
 
+    changing = ("_average", "_steps")
+
     def __init__(self, options: EMA, task: Task) -> None:
         self._view = TrainedTensors(task.model)
         self._average = ModelEmaV3(self._view, decay=options.decay, use_warmup=options.warmup)

@@ -51,6 +51,8 @@ class GroupDRO(Strategy):
 class GroupDROTactic(Tactic):
     """Has the weights q (K,) of the K cells."""
 
+    changing = ("q",)
+
     def __init__(self, options: GroupDRO, task: Task) -> None:
         assert task.groups is not None
         cell, self._n_cells = cell_index(task, options.cells)

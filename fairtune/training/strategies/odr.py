@@ -60,6 +60,8 @@ class ODR(Strategy):
 class ODRTactic(Tactic):
     """Has the encoders of both codes and their readers; the model's own classifier waits."""
 
+    changing = ("_noise",)
+
     def __init__(self, options: ODR, task: Task) -> None:
         self._options, self._n_groups = options, task.n_groups
         self._prefix, own = next(iter(head_modules(task.model).items()))

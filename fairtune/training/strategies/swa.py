@@ -48,6 +48,8 @@ class SWA(Strategy):
 class SWATactic(Tactic):
     """Has the mean, once there is one."""
 
+    changing = ("_mean", "_steps")
+
     def __init__(self, options: SWA, task: Task) -> None:
         self._task, self._options = task, options
         self._view = TrainedTensors(task.model)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor
@@ -47,6 +49,8 @@ class SWAD(Strategy):
 class SWADTactic(Tactic):
     """Averages the steps between looks, and leaves it to the valley which of them count."""
 
+    changing = ("_segment",)
+
     def __init__(self, options: SWAD, task: Task) -> None:
         self._task = task
         self._view = TrainedTensors(task.model)
@@ -65,6 +69,15 @@ class SWADTactic(Tactic):
         weights = {name: v.cpu() for name, v in values.items() if v.is_floating_point()}
         self.valley.add(weights, self._task.validation_loss())
         self._segment = AveragedModel(self._view)
+
+    def state(self) -> dict[str, Any]:
+        """Return the segment and the valley."""
+        return {**super().state(), "valley": self.valley.state()}
+
+    def go_on_from(self, state: Mapping[str, Any]) -> None:
+        """Take over the segment and the valley."""
+        self.valley.go_on_from(state["valley"])
+        super().go_on_from({"_segment": state["_segment"]})
 
     def kept(self, epoch: int) -> Values | None:
         """Return the mean over the valley so far, with statistics that fit it."""
@@ -105,6 +118,14 @@ class Valley:
         if len(losses) == self._tolerate and min(losses) > self.threshold:
             self.ended = True
             self._recent.clear()
+
+    def state(self) -> dict[str, Any]:
+        """Return what another valley needs to go on from here."""
+        return {**vars(self), "_recent": list(self._recent)}
+
+    def go_on_from(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        vars(self).update(state, _recent=deque(state["_recent"]))
 
     def _look_for_the_beginning(self) -> None:
         while len(self._recent) > self._converge:

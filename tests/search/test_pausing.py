@@ -1,0 +1,160 @@
+"""Asynchronous successive halving as published: trials that pause, and go on when they are worth it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from search.conftest import children
+from search.samples import tiny_config
+from search.test_whole_search import ONE_FINAL, Runner, only_search
+
+import fairtune.search.runner as runner_module
+from fairtune.data.cache import cache_dir
+from fairtune.search.pruning import Standing, next_to_go_on
+from fairtune.search.runner import GOES_ON_FROM, NUMBER
+from fairtune.search.trial import PRUNED_AT, Trial
+
+RUNGS = (1, 2, 3)
+ASHA = {"rule": "asha", "rungs": list(RUNGS), "reduction": 2}
+CONFIG = {
+    "train__epochs": 4,
+    "search__trials": 9,
+    "search__algorithm": "rand",
+    "search__final": ONE_FINAL,
+}
+VALUES = st.one_of(st.sampled_from([0.0, 0.5, 0.5, 0.7, 1.0]), st.just(math.nan))
+TABLES = st.lists(st.tuples(VALUES, VALUES, VALUES), max_size=14)
+
+
+def slow_job(
+    reached: list[list[int]], promoted: list[set[int]], value: Callable[[int, int], float], eta: int
+) -> tuple[int, int] | None:
+    """Algorithm 2 (`get_job`) of the paper: the trial and the rung it leaves, or None for a new trial."""
+    for k in range(len(reached) - 1, -1, -1):
+        best_first: list[int] = []
+        for trial in sorted(reached[k]):  # behind all that are not worse, NaN the worst
+            mine = value(trial, k)
+            place = 0
+            while place < len(best_first) and not (
+                mine > (other := value(best_first[place], k))
+                or (math.isnan(other) and not math.isnan(mine))
+            ):
+                place += 1
+            best_first.insert(place, trial)
+        candidates = best_first[: len(reached[k]) // eta]
+        best_first = [t for t in candidates if not math.isnan(value(t, k))]
+        promotable = [t for t in best_first if t not in promoted[k]]
+        if promotable:
+            top = max(value(t, k) for t in promotable)
+            return min(t for t in promotable if value(t, k) == top), k
+    return None
+
+
+@given(TABLES, st.integers(2, 4))
+def test_jobs_are_those_of_the_paper(table: list[tuple[float, ...]], eta: int) -> None:
+    reached: list[list[int]] = [[], [], []]
+    promoted: list[set[int]] = [set(), set(), set()]
+    at: list[dict[int, float]] = []
+    paused: list[int | None] = []
+    for _ in range(4 * len(table) + 1):
+        standings = [Standing(n, dict(at[n]), paused[n]) for n in range(len(at))]
+        found = next_to_go_on(standings, RUNGS, eta)
+        job = slow_job(reached, promoted, lambda t, k: table[t][k], eta)
+        assert (found and found.number) == (job and job[0])
+        if job is not None:
+            number, k = job
+            promoted[k].add(number)
+            if k + 1 < len(RUNGS):
+                reached[k + 1].append(number)
+                at[number][RUNGS[k + 1]] = table[number][k + 1]
+            paused[number] = RUNGS[k + 1] if k + 1 < len(RUNGS) else None
+        elif len(at) < len(table):
+            number = len(at)
+            reached[0].append(number)
+            at.append({RUNGS[0]: table[number][0]})
+            paused.append(RUNGS[0])
+        else:
+            break
+    assert len(at) == len(table)  # and nobody waits who should not
+
+
+def test_one_that_trains_or_failed_counts_but_does_not_go_on() -> None:
+    best = Standing(0, {1: 0.9}, None)
+    others = [Standing(n, {1: 0.8 - n / 10}, 1) for n in (1, 2, 3)]
+    found = next_to_go_on([best, *others], RUNGS, 2)
+    assert found is others[0]
+    assert next_to_go_on([best, *others], RUNGS, 4) is None
+
+
+def by_number(run_id: str) -> dict[int, Run]:
+    return {int(run.data.tags[NUMBER]): run for run in children(run_id, "trial")}
+
+
+def history(run: Run) -> list[tuple[int, float]]:
+    found = MlflowClient().get_metric_history(run.info.run_id, "objective")
+    return [(m.step, m.value) for m in found]
+
+
+def test_a_trial_that_goes_on_is_the_trial_that_never_paused(run_search: Runner) -> None:
+    whole = by_number(run_search(tiny_config(**CONFIG)).run_id)
+    outcome = run_search(tiny_config(search__pruning=ASHA, **CONFIG))
+    trials = by_number(outcome.run_id)
+    assert sorted(trials) == sorted(whole) == list(range(9))
+    reached = {number: int(run.data.metrics["epochs"]) for number, run in trials.items()}
+    for number, run in trials.items():
+        assert run.info.status == "FINISHED"
+        assert run.data.params["mask"] == whole[number].data.params["mask"]
+        assert history(run) == history(whole[number])[: reached[number]]  # no epoch twice
+        assert run.data.tags.get(PRUNED_AT) == (
+            str(reached[number]) if reached[number] < 4 else None
+        )
+        came_from = run.data.tags.get(GOES_ON_FROM)
+        assert came_from == (str(reached[number] - 1) if reached[number] > 1 else None)
+    beyond = [sum(n > rung for n in reached.values()) for rung in (0, *RUNGS)]
+    assert all(a > b >= a // 2 for a, b in itertools.pairwise(beyond))
+    assert MlflowClient().get_run(outcome.run_id).data.metrics["epochs"] == sum(reached.values())
+    assert not (cache_dir() / "paused" / outcome.run_id).exists()
+
+
+def test_a_state_that_is_lost_costs_epochs_alone(
+    run_search: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = by_number(run_search(tiny_config(search__pruning=ASHA, **CONFIG)).run_id)
+    monkeypatch.setattr("fairtune.training.loop.load_state", lambda path: None)
+    lost = by_number(run_search(tiny_config(search__pruning=ASHA, **CONFIG)).run_id)
+    for number, run in lost.items():
+        assert dict(history(run)) == dict(history(kept[number]))
+        assert run.data.metrics["epochs"] == kept[number].data.metrics["epochs"]
+
+
+def test_a_trial_that_fails_after_its_pause_fails_once(
+    run_search: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = runner_module.run_trial
+
+    def run_trial(*args: object, **kwargs: object) -> Trial:
+        leg = kwargs["leg"]
+        if leg.epochs == 2:  # type: ignore[attr-defined]
+            raise RuntimeError("lost its way")
+        return original(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runner_module, "run_trial", run_trial)
+    outcome = run_search(tiny_config(search__pruning=ASHA, **CONFIG | {"search__trials": 6}))
+    failed = [r for r in children(outcome.run_id, "trial") if r.info.status == "FAILED"]
+    assert failed
+    assert all(run.data.tags["fairtune.error"] == "lost its way" for run in failed)
+    assert PRUNED_AT not in failed[0].data.tags
+    assert only_search().info.status == "FINISHED"
+
+
+def test_no_trial_goes_on_beyond_the_budget(run_search: Runner) -> None:
+    outcome = run_search(tiny_config(search__pruning=ASHA, search__max_epochs=6, **CONFIG))
+    assert MlflowClient().get_run(outcome.run_id).data.metrics["epochs"] == 6
+    assert {r.info.status for r in children(outcome.run_id)} == {"FINISHED"}
