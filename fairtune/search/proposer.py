@@ -188,9 +188,7 @@ def one_doc_a_trial(trials: Trials) -> Trials:
     shown = []
     for number, doc in sorted(docs.items()):
         idxs = {name: [number] for name in doc["misc"]["vals"]}
-        shown.append(
-            {**doc, "tid": number, "misc": {**doc["misc"], "tid": number, "idxs": idxs}}
-        )
+        shown.append({**doc, "tid": number, "misc": {**doc["misc"], "tid": number, "idxs": idxs}})
     return trials_from_docs(shown, validate=False) if shown else Trials()
 
 

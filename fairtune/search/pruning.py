@@ -102,14 +102,25 @@ def next_to_go_on(
     known = list(standings)
     for rung in sorted(rungs, reverse=True):
         there = [one for one in known if rung in one.at]
-        ranked = sorted(
-            (one for one in there if not math.isnan(one.at[rung])),
-            key=lambda one: (-one.at[rung], one.number),
-        )
-        for one in ranked[: len(there) // reduction]:
+        for one in _ranked(there, rung)[: len(there) // reduction]:
             if one.paused_at == rung:
                 return one
     return None
+
+
+def furthest(standings: Iterable[Standing]) -> Standing | None:
+    """Return the best of the paused trials at the highest rung where any waits; NaN never goes on."""
+    waiting = [one for one in standings if one.paused_at is not None]
+    for rung in sorted({one.paused_at for one in waiting if one.paused_at}, reverse=True):
+        for one in _ranked([one for one in waiting if one.paused_at == rung], rung):
+            return one
+    return None
+
+
+def _ranked(there: Iterable[Standing], rung: int) -> list[Standing]:
+    """Sort by value at a rung, the best first, of equals the earlier trial; without NaN."""
+    found = (one for one in there if not math.isnan(one.at[rung]))
+    return sorted(found, key=lambda one: (-one.at[rung], one.number))
 
 
 def make_pruner(settings: PruningSettings) -> Pruner | None:

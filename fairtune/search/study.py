@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK, Trials
+from hyperopt import JOB_STATE_DONE, JOB_STATE_ERROR, STATUS_FAIL, STATUS_OK, Trials
 from hyperopt.base import Domain
 from mlflow.entities import Run
 
@@ -23,7 +23,7 @@ from fairtune.progress import progress_bar
 from fairtune.search.executors import Executor
 from fairtune.search.point import Point, SearchSpace
 from fairtune.search.proposer import Proposer, algorithm, latest_docs, trial_doc
-from fairtune.search.pruning import Standing, next_to_go_on
+from fairtune.search.pruning import Standing, furthest, next_to_go_on
 from fairtune.search.runner import NUMBER, TrialRunner, has_ended, result_of
 from fairtune.search.settings import DROP_PATH
 from fairtune.search.trial import branched_blocks
@@ -136,7 +136,7 @@ def run_study(
             taken=set(past.numbers),
         )
         executor.minimize(runner, proposer, trials)
-        # Of several trials at once the last ones may decide that a paused one goes on.
+        budget.closing = True
         while budget.waiting(trials._dynamic_trials) is not None:
             executor.minimize(runner, proposer, trials)
         progress.update(trials)
@@ -226,6 +226,8 @@ class _Budget:
     objective: Objective
     tell: Callable[[Trials], None]
     started: float
+    closing: bool = False
+    """Whether no new trial starts any more: then paused ones go on until there are candidates enough."""
 
     def allows_a_trial(self, trials: Trials) -> bool:
         """Say whether a new trial may start; the reason why not is logged."""
@@ -260,7 +262,10 @@ class _Budget:
         docs = list(docs)
         if any(self._work(_results(docs)).values()):
             return None
-        found = next_to_go_on(_standings(docs), config.rungs, config.search.pruning.reduction)
+        standings = _standings(docs)
+        found = next_to_go_on(standings, config.rungs, config.search.pruning.reduction)
+        if found is None and self.closing and _whole(docs) < config.search.final.candidates:
+            found = furthest(standings)
         return None if found is None else found.number
 
     def _work(self, results: list[dict[str, Any]]) -> dict[str, bool]:
@@ -285,6 +290,15 @@ class _Budget:
 def _results(docs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return what every trial has last come to."""
     return [doc["result"] for doc in latest_docs(docs)]
+
+
+def _whole(docs: Iterable[dict[str, Any]]) -> int:
+    """Count the trials that ran to the end, and those that still run."""
+    return sum(
+        doc["state"] not in (JOB_STATE_DONE, JOB_STATE_ERROR)
+        or (doc["result"].get("status") == STATUS_OK and not doc["result"]["pruned"])
+        for doc in latest_docs(docs)
+    )
 
 
 def _standings(docs: Iterable[dict[str, Any]]) -> list[Standing]:

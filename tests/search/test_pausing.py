@@ -17,7 +17,7 @@ from search.test_whole_search import ONE_FINAL, Runner, only_search
 
 import fairtune.search.runner as runner_module
 from fairtune.data.cache import cache_dir
-from fairtune.search.pruning import Standing, next_to_go_on
+from fairtune.search.pruning import Standing, furthest, next_to_go_on
 from fairtune.search.runner import GOES_ON_FROM, NUMBER
 from fairtune.search.trial import PRUNED_AT, Trial
 
@@ -93,6 +93,32 @@ def test_one_that_trains_or_failed_counts_but_does_not_go_on() -> None:
     assert next_to_go_on([best, *others], RUNGS, 4) is None
 
 
+def test_the_furthest_is_the_best_of_those_that_wait_at_the_highest_rung() -> None:
+    gone, nan = Standing(0, {1: 0.9, 2: 0.9}, None), Standing(1, {1: 0.5, 2: math.nan}, 2)
+    low, tied = Standing(2, {1: 0.9}, 1), Standing(3, {1: 0.9}, 1)
+    assert furthest([gone, nan, tied, low]) is low
+    assert furthest([gone, nan, low, Standing(4, {1: 0.1, 2: 0.1}, 2)]).number == 4  # type: ignore[union-attr]
+    assert furthest([gone, nan]) is None
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_paused_trials_go_on_until_there_are_candidates_enough(
+    run_search: Runner, candidates: int
+) -> None:
+    """Four trials at a rung that lets one of six go on: by the rule alone none would."""
+    pruning = {"rule": "asha", "rungs": [1, 2], "reduction": 6}
+    changes = CONFIG | {
+        "search__trials": 4,
+        "search__final": ONE_FINAL | {"candidates": candidates},
+    }
+    outcome = run_search(tiny_config(search__pruning=pruning, **changes))
+    trials = children(outcome.run_id, "trial")
+    whole = [run for run in trials if PRUNED_AT not in run.data.tags]
+    assert len(whole) == candidates
+    waiting = [run.data.metrics["rung/001"] for run in trials if run not in whole]
+    assert min(run.data.metrics["rung/001"] for run in whole) >= max(waiting)
+
+
 def by_number(run_id: str) -> dict[int, Run]:
     return {int(run.data.tags[NUMBER]): run for run in children(run_id, "trial")}
 
@@ -137,20 +163,20 @@ def test_a_state_that_is_lost_costs_epochs_alone(
 def test_a_trial_that_fails_after_its_pause_fails_once(
     run_search: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = runner_module.run_trial
+    original, went_on = runner_module.run_trial, []
 
     def run_trial(*args: object, **kwargs: object) -> Trial:
         leg = kwargs["leg"]
-        if leg.epochs == 2:  # type: ignore[attr-defined]
+        if leg.epochs == 2 and not went_on:  # type: ignore[attr-defined]
+            went_on.append(leg)
             raise RuntimeError("lost its way")
         return original(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(runner_module, "run_trial", run_trial)
     outcome = run_search(tiny_config(search__pruning=ASHA, **CONFIG | {"search__trials": 6}))
-    failed = [r for r in children(outcome.run_id, "trial") if r.info.status == "FAILED"]
-    assert failed
-    assert all(run.data.tags["fairtune.error"] == "lost its way" for run in failed)
-    assert PRUNED_AT not in failed[0].data.tags
+    (failed,) = [r for r in children(outcome.run_id, "trial") if r.info.status == "FAILED"]
+    assert failed.data.tags["fairtune.error"] == "lost its way"
+    assert PRUNED_AT not in failed.data.tags
     assert only_search().info.status == "FINISHED"
 
 
