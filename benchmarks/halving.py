@@ -1,13 +1,13 @@
-"""What asynchronous successive halving saves: epochs and seconds, and what it costs in the objective.
+"""What pruning saves: epochs and seconds, and what it costs in the objective.
 
-Whole searches, with and without halving at the default rungs. Halving comes twice: once with as many trials,
-and once with a third of the epochs and as many trials as they allow. The objective is the mean of the best
-candidate's repetitions with fresh seeds, on validation:
+Whole searches, with and without pruning. It comes twice: once with as many trials, and once with a third of
+the epochs and as many trials as they allow. The objective is the mean of the best candidate's repetitions
+with fresh seeds, on validation:
 
-    python -m benchmarks.halving [--config FILE --source DIR] [--seeds 5] [-o search.pruning.rungs=[2,4,8]]
+    python -m benchmarks.halving [--rule asha] [--config FILE --source DIR] [--seeds 5] [-o search.trials=36]
 
 Where whole searches are too long, one unpruned random search, of which every order of trials is a search
-that could have been: the curves are fixed, so that halving over an order is exact. The objective is then
+that could have been: the curves are fixed, so that pruning in an order is exact. The objective is then
 that of the best trial that was not pruned. The search is run, or is one of the tracking store:
 
     python -m benchmarks.halving --replay 200 --config configs/ham10000_age.yaml --source DIR
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from benchmarks._search import compare, configured, fresh_store, means, parser, study
 from fairtune.config import Config
 from fairtune.fairness import get_objective
-from fairtune.search.pruning import make_pruner
+from fairtune.search.pruning import Standing, furthest, make_pruner, next_to_go_on
 from fairtune.search.runner import NUMBER
 from fairtune.tracking.runs import existing_run
 
@@ -51,6 +51,8 @@ def replay(values: NDArray[np.float64], config: Config) -> tuple[int, float]:
     values
         (trials, epochs) oriented objective.
     """
+    if config.search.pruning.rule == "asha":
+        return replay_pauses(values, config)
     pruner = make_pruner(config.search.pruning)
     assert pruner is not None
     seen: dict[int, list[float]] = {rung: [] for rung in config.rungs}
@@ -68,17 +70,41 @@ def replay(values: NDArray[np.float64], config: Config) -> tuple[int, float]:
     return spent, best
 
 
-def replayed(values: NDArray[np.float64], halving: Config, orders: int) -> None:
-    """Print what halving would have spent and found in so many orders of the same trials."""
+def replay_pauses(values: NDArray[np.float64], config: Config) -> tuple[int, float]:
+    """Let trials pause and go on in this order; as `replay`."""
+    reduction, last = config.search.pruning.reduction, values.shape[1]
+    there: list[Standing] = []
+    spent, best, whole = 0, -np.inf, 0
+    while True:
+        job = next_to_go_on(there, config.rungs, reduction)
+        if job is None and len(there) < len(values):
+            job = Standing(len(there), {}, 0)
+            there.append(job)
+        if job is None and whole < config.search.final.candidates:
+            job = furthest(there)
+        if job is None:
+            return spent, best
+        begun = job.paused_at or 0
+        epoch = next((rung for rung in config.rungs if rung > begun), last)
+        spent += epoch - begun
+        value = float(values[job.number, epoch - 1])
+        paused = epoch if epoch < last else None
+        there[job.number] = Standing(job.number, {**job.at, epoch: value}, paused)
+        if paused is None:
+            whole, best = whole + 1, max(best, value)
+
+
+def replayed(values: NDArray[np.float64], pruned: Config, orders: int) -> None:
+    """Print what pruning would have spent and found in so many orders of the same trials."""
     rng = np.random.default_rng(0)
-    rows = [replay(rng.permutation(values), halving) for _ in range(orders)]
+    rows = [replay(rng.permutation(values), pruned) for _ in range(orders)]
     table = pd.DataFrame(rows, columns=["epochs", "objective"])
     whole = values.size
-    rungs = ", ".join(map(str, halving.rungs))
+    rungs = ", ".join(map(str, pruned.rungs))
     print(f"{len(values)} trials of {values.shape[1]} epochs, {orders} orders; rungs {rungs}")
     print(f"no pruning: {whole} epochs, best objective {values[:, -1].max():.4f}")
     print(
-        f"halving:    {table.epochs.mean():.1f} ± {table.epochs.std():.1f} epochs "
+        f"{pruned.search.pruning.rule}: {table.epochs.mean():.1f} ± {table.epochs.std():.1f} epochs "
         f"({whole / table.epochs.mean():.1f} times fewer), best objective "
         f"{table.objective.mean():.4f} ± {table.objective.std():.4f} (standard deviation over orders); "
         f"the best trial was kept in {(table.objective == values[:, -1].max()).mean():.0%} of them"
@@ -89,6 +115,7 @@ def main() -> None:
     """Run what was asked for."""
     options = parser(__doc__, seeds=5)
     options.add_argument("--replay", type=int, default=0, metavar="ORDERS")
+    options.add_argument("--rule", choices=["asha", "halving", "median"], default="asha")
     options.add_argument("--run", metavar="RUN_ID", help="with --replay: of this search")
     given = options.parse_args()
     if given.run and not given.replay:
@@ -98,10 +125,10 @@ def main() -> None:
             given.config = existing_run(given.run).download("config.yaml", folder)
         config = configured(given)
         epochs, objective = config.train.epochs, config.search.objective
-        pruning = "search.pruning.rule=halving"
-        whole, halving = configured(given, "search.pruning.rule=none"), configured(given, pruning)
+        pruning = f"search.pruning.rule={given.rule}"
+        whole, pruned = configured(given, "search.pruning.rule=none"), configured(given, pruning)
     if given.replay and given.run:
-        replayed(curves(given.run, objective, epochs), halving, given.replay)
+        replayed(curves(given.run, objective, epochs), pruned, given.replay)
         return
     if given.replay:
         random = whole.model_copy(
@@ -109,7 +136,7 @@ def main() -> None:
         )
         with fresh_store():
             run_id = str(study(random, given.source)["run_id"])
-            replayed(curves(run_id, objective, epochs), halving, given.replay)
+            replayed(curves(run_id, objective, epochs), pruned, given.replay)
         return
     third = [
         f"search.max_epochs={whole.search.trials * epochs // 3 - epochs}",  # a trial may go beyond
@@ -117,8 +144,8 @@ def main() -> None:
     ]
     kinds = {
         "no pruning": whole,
-        "halving, as many trials": halving,
-        "halving, a third of the epochs": configured(given, pruning, *third),
+        f"{given.rule}, as many trials": pruned,
+        f"{given.rule}, a third of the epochs": configured(given, pruning, *third),
     }
     rows = compare(kinds, given.source, given.seeds)
     print(means(rows, "kind").set_index("kind").to_string(), "\n")

@@ -71,6 +71,13 @@ class TrialRunner:
         log.log(tags={GOES_ON_FROM: run.data.tags[PRUNED_AT]})
         log.client.delete_tag(log.run_id, PRUNED_AT)
 
+    def pause_again(self, run: Run) -> Run:
+        """Close the run of a trial that was cut off after `reopen` as what it was before."""
+        log = self.parent.sibling(run.info.run_id)
+        log.log(tags={PRUNED_AT: run.data.tags[GOES_ON_FROM]})
+        log.end()
+        return log.data()
+
     def forget_paused(self) -> None:
         """Remove what paused trials left on this machine, when the search is over."""
         shutil.rmtree(self._paused, ignore_errors=True)
@@ -169,20 +176,26 @@ def has_ended(run: Run) -> bool:
 
 def result_of(run: Run, objective: Objective) -> dict[str, Any]:
     """Read a closed trial's run as a hyperopt result; a resumed search sees the same values."""
-    metrics = run.data.metrics
-    rungs = [[int(k.removeprefix(RUNG)), v] for k, v in metrics.items() if k.startswith(RUNG)]
-    about = {"run_id": run.info.run_id, "rungs": rungs}
+    metrics, pruned_at = run.data.metrics, run.data.tags.get(PRUNED_AT)
+    ended_at = int(metrics.get("epochs", 0)) if pruned_at is None else int(pruned_at)
+    values = {int(k.removeprefix(RUNG)): v for k, v in metrics.items() if k.startswith(RUNG)}
+    about = {
+        "run_id": run.info.run_id,
+        # No mapping, as its keys would have to be text; and none of a leg that was cut off.
+        "rungs": [[rung, v] for rung, v in values.items() if rung <= ended_at],
+    }
     if ERROR in run.data.tags:
         return {**about, "status": STATUS_FAIL, "error": run.data.tags[ERROR]}
+    value = metrics["objective"] if pruned_at is None else objective.loss(-values[ended_at])
     return {
         **about,
         "status": STATUS_OK,
-        "loss": objective.loss(metrics["objective"]),
-        "value": metrics["objective"],
+        "loss": objective.loss(value),
+        "value": value,
         "auroc": metrics["val/auroc"],
         "worst_group_auroc": metrics.get("val/worst_group_auroc", math.nan),
-        "epochs": int(metrics["epochs"]),
+        "epochs": ended_at,
         "images_per_second": metrics.get("train/images_per_second", math.nan),
-        "pruned": PRUNED_AT in run.data.tags,
+        "pruned": pruned_at is not None,
         "number": int(run.data.tags[NUMBER]),
     }

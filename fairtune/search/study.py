@@ -24,7 +24,7 @@ from fairtune.search.executors import Executor
 from fairtune.search.point import Point, SearchSpace
 from fairtune.search.proposer import Proposer, algorithm, latest_docs, trial_doc
 from fairtune.search.pruning import Standing, furthest, next_to_go_on
-from fairtune.search.runner import NUMBER, TrialRunner, has_ended, result_of
+from fairtune.search.runner import GOES_ON_FROM, NUMBER, TrialRunner, has_ended, result_of
 from fairtune.search.settings import DROP_PATH
 from fairtune.search.trial import branched_blocks
 from fairtune.training import make_strategy
@@ -123,7 +123,7 @@ def run_study(
         return _finished(trials, runner.space, runner.parent.run_id)
     done = len(past.done)
     with _Progress(settings.trials, objective, show=show_progress, done=done) as progress:
-        progress.update(trials)
+        progress.update(trials._dynamic_trials)
         budget = _Budget(workspace, runner, objective, progress.update, past.began())
         proposer = Proposer(
             space=runner.space,
@@ -139,7 +139,7 @@ def run_study(
         budget.closing = True
         while budget.waiting(trials._dynamic_trials) is not None:
             executor.minimize(runner, proposer, trials)
-        progress.update(trials)
+        progress.update(trials._dynamic_trials)
     runner.stop.check()
     runner.forget_paused()
     return _finished(trials, runner.space, runner.parent.run_id)
@@ -152,6 +152,8 @@ class _Past:
     done: list[tuple[Point, Run]] = field(default_factory=list)
     unfinished: list[Point] = field(default_factory=list)
     unfinished_runs: list[str] = field(default_factory=list)
+    cut_off: list[int] = field(default_factory=list)
+    """Which of those that are done had paused and were cut off when they went on."""
 
     @classmethod
     def of(cls, runs: Iterable[Run], space: SearchSpace) -> _Past:
@@ -159,6 +161,10 @@ class _Past:
         for run in sorted(runs, key=lambda run: int(run.data.tags[NUMBER])):
             if has_ended(run):
                 past.done.append((point_of(run, space), run))
+                continue
+            if GOES_ON_FROM in run.data.tags:
+                past.done.append((point_of(run, space), run))
+                past.cut_off.append(len(past.done) - 1)
                 continue
             if "learning_rate" in run.data.params:  # else cut off before it was written down
                 past.unfinished.append(point_of(run, space))
@@ -180,7 +186,13 @@ class _Past:
         return [int(run.data.tags[NUMBER]) for _, run in self.done]
 
     def close_unfinished(self, runner: TrialRunner) -> None:
-        """Close what a killed process left open: its trials, and its final runs."""
+        """Close what a killed process left open: its trials, and its final runs.
+
+        A trial that was cut off when it went on waits again where it had paused.
+        """
+        for index in self.cut_off:
+            point, run = self.done[index]
+            self.done[index] = point, runner.pause_again(run)
         for run_id in self.unfinished_runs:
             runner.parent.sibling(run_id).end("KILLED")
         for _, run in self.done:
@@ -224,14 +236,13 @@ class _Budget:
     workspace: Workspace
     runner: TrialRunner
     objective: Objective
-    tell: Callable[[Trials], None]
+    tell: Callable[[Iterable[dict[str, Any]]], None]
     started: float
     closing: bool = False
     """Whether no new trial starts any more: then paused ones go on until there are candidates enough."""
 
     def allows_a_trial(self, trials: Trials) -> bool:
         """Say whether a new trial may start; the reason why not is logged."""
-        self.tell(trials)
         settings = self.workspace.config.search
         results = _results(trials._dynamic_trials)
         values = [r["value"] for r in results if r.get("status") == STATUS_OK]
@@ -249,6 +260,7 @@ class _Budget:
 
     def goes_on(self, docs: Iterable[dict[str, Any]]) -> int | None:
         """Return the number of the paused trial that goes on now, its run open again; None: none."""
+        self.tell(docs)
         number = self.waiting(docs)
         if number is not None:
             self.runner.reopen(number)
@@ -336,8 +348,8 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def update(self, trials: Trials) -> None:
-        results = _results(d for d in trials._dynamic_trials if d["state"] == JOB_STATE_DONE)
+    def update(self, docs: Iterable[dict[str, Any]]) -> None:
+        results = _results(doc for doc in docs if doc["state"] == JOB_STATE_DONE)
         values = [r["value"] for r in results if r.get("status") == STATUS_OK]
         new, self.done = len(results) - self.done, len(results)
         if values:

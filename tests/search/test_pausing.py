@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable
@@ -17,8 +18,10 @@ from search.test_whole_search import ONE_FINAL, Runner, only_search
 
 import fairtune.search.runner as runner_module
 from fairtune.data.cache import cache_dir
+from fairtune.interrupt import InterruptedSearchError, StopRequest
 from fairtune.search.pruning import Standing, furthest, next_to_go_on
 from fairtune.search.runner import GOES_ON_FROM, NUMBER
+from fairtune.search.search import search
 from fairtune.search.trial import PRUNED_AT, Trial
 
 RUNGS = (1, 2, 3)
@@ -158,6 +161,36 @@ def test_a_state_that_is_lost_costs_epochs_alone(
     for number, run in lost.items():
         assert dict(history(run)) == dict(history(kept[number]))
         assert run.data.metrics["epochs"] == kept[number].data.metrics["epochs"]
+
+
+def test_a_trial_that_is_cut_off_when_it_goes_on_waits_again(store: str, source: str) -> None:
+    class StopWhenOneGoesOn(StopRequest):
+        reason = "stopped by Ctrl-C"
+
+        def __init__(self) -> None: ...
+
+        @property
+        def requested(self) -> bool:
+            with contextlib.suppress(AttributeError, ValueError):  # nothing there yet
+                trials = children(only_search().info.run_id, "trial")
+                return any(
+                    run.info.status == "RUNNING" and run.data.tags.get(GOES_ON_FROM) == "2"
+                    for run in trials
+                )
+            return False
+
+    config = tiny_config(**CONFIG, search__pruning={**ASHA, "rungs": [1, 2]})
+    with pytest.raises(InterruptedSearchError):
+        search(config, source, StopWhenOneGoesOn())
+    run_id = only_search().info.run_id
+    (cut,) = [run for run in children(run_id, "trial") if run.info.status == "KILLED"]
+    assert cut.data.tags[GOES_ON_FROM] == "2"
+    assert [step for step, _ in history(cut)] == [1, 2, 3]
+    search(config, source, StopRequest(), resume=run_id)
+    trials = children(run_id, "trial")
+    assert {run.info.status for run in trials} == {"FINISHED"}
+    assert len(trials) == 9
+    assert MlflowClient().get_run(cut.info.run_id).data.metrics["epochs"] == 4
 
 
 def test_a_trial_that_fails_after_its_pause_fails_once(

@@ -8,11 +8,10 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK, Trials
+from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK
 from search.samples import N_IMAGES, tiny_config
 
 from fairtune.fairness import get_objective
@@ -23,12 +22,11 @@ from fairtune.search.single import fine_tune_once
 from fairtune.search.study import _Progress
 
 
-def trials(*results: dict[str, Any]) -> Trials:
-    docs = [
+def trials(*results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
         {"state": JOB_STATE_DONE, "result": result, "tid": number, "misc": {"number": number}}
         for number, result in enumerate(results)
     ]
-    return cast(Trials, SimpleNamespace(_dynamic_trials=docs))
 
 
 def ended(value: float, speed: float) -> dict[str, Any]:

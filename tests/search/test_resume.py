@@ -101,7 +101,7 @@ def test_a_stopped_search_goes_on_as_if_it_had_not_been(
     assert_equals(run_id, whole)
 
 
-@pytest.mark.parametrize("after", [3, 9])
+@pytest.mark.parametrize("after", [3, 9, 14])
 def test_a_stopped_search_prunes_as_if_it_had_not_been(
     store: str, source: str, pruned: tuple[Config, dict[str, object]], after: int
 ) -> None:
