@@ -243,6 +243,8 @@ class _Budget:
 
     def allows_a_trial(self, trials: Trials) -> bool:
         """Say whether a new trial may start; the reason why not is logged."""
+        if self.closing:
+            return False
         settings = self.workspace.config.search
         results = _results(trials._dynamic_trials)
         values = [r["value"] for r in results if r.get("status") == STATUS_OK]
