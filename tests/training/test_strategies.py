@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,6 +52,7 @@ BLIND = [name for name in NAMES if not STRATEGIES[name].uses_groups]
 SEEING = [name for name in NAMES if STRATEGIES[name].uses_groups]
 # Options under which a short run on the toy task does what a long one does on a real task.
 OPTIONS: dict[str, dict] = {"ema": {"decay": 0.9}}
+SPEC = ImageSpec(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +83,9 @@ def with_strategy(recipe: Recipe, name: str, **changes: object) -> Recipe:
 
 
 def run(
-    model: nn.Module, train: Split, val: Split, recipe: Recipe, seed: int = 0
+    model: nn.Module, train: Split, val: Split, recipe: Recipe, seed: int = 0, **more: Any
 ) -> FineTuneResult:
-    spec = ImageSpec(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return fine_tune(model, train, val, spec, recipe, seed=seed, device=CPU)
+    return fine_tune(model, train, val, SPEC, recipe, seed=seed, device=CPU, **more)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -139,24 +140,13 @@ def test_a_fine_tune_that_paused_goes_on_to_the_same_bits(
     recipe: Recipe,
     tmp_path: Path,
 ) -> None:
-    spec = ImageSpec(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     changed = with_strategy(recipe, name, epochs=4)
     (family, options), paused = MASKS[architecture][0], tmp_path / "paused" / "trial.pt"
 
     def go(*pauses: int, done: int = 0) -> tuple[dict[str, torch.Tensor], list[float], list[int]]:
         model = model_of(family, {**options, "drop_rate": 0.2}, "fullft")
-        result = fine_tune(
-            model,
-            small_train,
-            small_val,
-            spec,
-            changed,
-            seed=0,
-            device=CPU,
-            on_epoch=lambda epoch: epoch.number not in pauses,
-            paused=paused,
-            done=done,
-        )
+        goes_on = {"on_epoch": lambda epoch: epoch.number not in pauses}
+        result = run(model, small_train, small_val, changed, paused=paused, done=done, **goes_on)
         return delta_state(model), result.probabilities.tolist(), [e.number for e in result.epochs]
 
     whole, scores, _ = go()
@@ -175,20 +165,10 @@ def test_the_last_report_is_of_the_model_that_comes_back(
     name: str, stop: bool, small_train: Split, small_val: Split, recipe: Recipe
 ) -> None:
     model = model_of()
-    spec = ImageSpec(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     changed = with_strategy(recipe, name, epochs=2)
-    result = fine_tune(
-        model,
-        small_train,
-        small_val,
-        spec,
-        changed,
-        seed=0,
-        device=CPU,
-        on_epoch=lambda _: not stop,
-    )
+    result = run(model, small_train, small_val, changed, on_epoch=lambda _: not stop)
     assert len(result.epochs) == (1 if stop else 2)
-    again = predict(model, small_val, spec, precision="fp32")
+    again = predict(model, small_val, SPEC, precision="fp32")
     assert np.array_equal(result.probabilities, again)
 
 
