@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,9 @@ ERROR = "fairtune.error"
 REPEATED = "fairtune.repeated"
 GOES_ON_FROM = "fairtune.goes_on_from"
 """Tag of a trial that paused and goes on: after how many epochs."""
+
+ABANDONED_DAYS = 30
+"""How long the states of a search that is not finished are kept; resumed later, it trains them anew."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,16 @@ class TrialRunner:
         return log.data()
 
     def forget_paused(self) -> None:
-        """Remove what paused trials left on this machine, when the search is over."""
+        """Remove what paused trials left on this machine, when the search is over.
+
+        With it goes what searches left that nobody has finished for `ABANDONED_DAYS`.
+        """
         shutil.rmtree(self._paused, ignore_errors=True)
+        oldest = time.time() - ABANDONED_DAYS * 24 * 3600
+        for folder in self._paused.parent.glob("*"):
+            with suppress(FileNotFoundError):  # another search was faster
+                if folder.stat().st_mtime < oldest:  # of the last state that was written into it
+                    shutil.rmtree(folder)
 
     @property
     def _paused(self) -> Path:

@@ -15,6 +15,7 @@ from fairtune.peft.parts import architecture_name
 from fairtune.training.attention import use_plain_attention
 from fairtune.training.compilation import compile_blocks
 from fairtune.training.depthwise import use_fast_depthwise
+from fairtune.training.memory import keep_freed
 from fairtune.training.recipe import Recipe
 
 
@@ -84,8 +85,10 @@ def prepare(model: nn.Module, recipe: Recipe, device: torch.device, steps: int) 
     # Channels last is how the batches come, and what convolutions read fastest.
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     choose_attention(model, device, recipe.precision)
-    if device.type == "cpu" and _in_bf16(device, recipe.precision):
-        use_fast_depthwise(model)
+    if device.type == "cpu":
+        keep_freed()
+        if _in_bf16(device, recipe.precision):
+            use_fast_depthwise(model)
     if recipe.checkpoint_activations:
         _checkpoint_activations(model)
     compile_blocks(model, recipe.compile, device, steps)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
+import time
 from collections.abc import Callable
 
 import pytest
@@ -150,6 +152,17 @@ def test_a_trial_that_goes_on_is_the_trial_that_never_paused(run_search: Runner)
     assert all(a > b >= a // 2 for a, b in itertools.pairwise(beyond))
     assert MlflowClient().get_run(outcome.run_id).data.metrics["epochs"] == sum(reached.values())
     assert not (cache_dir() / "paused" / outcome.run_id).exists()
+
+
+def test_what_an_abandoned_search_left_goes_after_a_month(run_search: Runner) -> None:
+    abandoned, interrupted = (cache_dir() / "paused" / name for name in ("old", "recent"))
+    for folder, days in ((abandoned, 31), (interrupted, 29)):
+        folder.mkdir(parents=True)
+        (folder / "trial.pt").touch()
+        os.utime(folder, (time.time() - days * 24 * 3600,) * 2)
+    run_search(tiny_config(search__pruning=ASHA, **CONFIG))
+    assert not abandoned.exists()
+    assert (interrupted / "trial.pt").exists()
 
 
 def test_a_state_that_is_lost_costs_epochs_alone(

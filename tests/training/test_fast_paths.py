@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import platform
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -369,6 +373,59 @@ def test_images_of_another_store_at_the_same_address_are_not_taken_for_the_first
 )
 def test_every_way_to_say_that_memory_ran_out(text: str, expected: bool) -> None:
     assert is_out_of_memory(RuntimeError(text)) == expected
+
+
+STEPS_OF_MEMORY = """
+import resource, torch
+from pathlib import Path
+from fairtune.training.memory import keep_freed, release
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        kept = [torch.zeros(10_000_000) for _ in range(5)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def size():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+given_back, does = faults(), keep_freed()
+faults()
+after = faults()
+held = size()
+release(torch.device("cpu"))
+print(does, given_back, after, held - size())
+"""
+
+
+def steps_of_memory(**environment: str) -> tuple[bool, int, int, int]:
+    """Return whether memory is kept, the page faults before and after that, and the bytes given back."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("the C library is not glibc")
+    free = {k: v for k, v in os.environ.items() if not k.startswith(memory._USERS)}
+    found = subprocess.run(
+        [sys.executable, "-c", STEPS_OF_MEMORY],
+        env={**free, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    does, *figures = found.stdout.split()
+    given_back, after, released = map(int, figures)
+    return does == "True", given_back, after, released
+
+
+def test_freed_memory_is_kept_for_the_next_step_and_given_back_when_asked() -> None:
+    does, before, after, released = steps_of_memory()
+    assert does
+    assert after < before / 20
+    assert released > 150_000_000
+
+
+def test_the_environments_word_on_memory_stands() -> None:
+    does, before, after, _ = steps_of_memory(MALLOC_TRIM_THRESHOLD_="131072")
+    assert not does
+    assert after > before / 2
 
 
 def test_out_of_memory_is_an_error_of_its_own_kind() -> None:
