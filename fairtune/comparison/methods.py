@@ -7,7 +7,7 @@ joins parts by a plus: a mask, a strategy, a recipe, as in ``searched+group_dro+
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -64,6 +64,11 @@ class Method(BaseModel):
         None,
         description="Another method: the mask is drawn at random, of the size of that one's mask.",
     )
+    match: Literal["values", "parts"] = Field(
+        "values",
+        description="What of `size_of` is alike: trained values, or parts (bits that are on). Where a few "
+        "parts have most of the values, masks with as many values are nearly the same mask.",
+    )
     best_of: tuple[str, ...] = Field(
         (), description="Takes the one of these methods that is best on validation; trains nothing."
     )
@@ -91,6 +96,8 @@ class Method(BaseModel):
             raise ValueError("best_of trains nothing: it takes no trials and no candidates")
         if self.best_of and (self.strategy != ERM or self.train):
             raise ValueError("best_of trains nothing: it takes no strategy and no recipe")
+        if self.match != "values" and self.size_of is None:
+            raise ValueError("match goes with size_of")
         if twice := sorted({"strategy", "strategy_options"} & set(self.train)):
             raise ValueError(f"{twice[0]} stands beside train, not in it")
         if self.candidates > 1 and (self.space is not None or self.size_of is not None):

@@ -41,7 +41,7 @@ def write_results(log: RunLog, comparison: Comparison, results: Results) -> str:
     decided = both_ways(results)
     judged = models[KEYS].merge(decided)
     thresholds = threshold_rows(judged)
-    parts = [_seeds_note(models, results.models, comparison)]
+    parts = [_seeds_note(models, results.models, results.status, comparison)]
     for task in dict.fromkeys(models["task"]):
         parts += [f"### {task}", markdown(rows[rows["task"] == task].drop(columns="task"))]
     parts += [say_ranks(rankings["worst_group_auroc"], comparison), claims.text]
@@ -91,18 +91,26 @@ def whole_seeds(models: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
     )
 
 
-def _seeds_note(whole: pd.DataFrame, found: pd.DataFrame, comparison: Comparison) -> str:
+def _seeds_note(
+    whole: pd.DataFrame, found: pd.DataFrame, status: pd.DataFrame, comparison: Comparison
+) -> str:
+    """Say which seeds count, and which methods have no model and why."""
     counts = whole.groupby("task", sort=False)["seed"].nunique()
     said = ", ".join(f"{task}: {n} of {len(comparison.seeds)}" for task, n in counts.items())
-    missing = [m.name for m in comparison.methods if m.name not in set(found["method"])]
     own = any(m.fine_tunes(comparison.trials) != comparison.trials for m in comparison.methods)
     trials = (
         "trials of each method and seed: see the table"
         if own
         else f"{comparison.trials} trials for each method and seed"
     )
-    note = f"Complete seeds: {said}; {trials}."
-    return note + (f" Without a model: {', '.join(missing)}." if missing else "")
+    notes = [f"Complete seeds: {said}; {trials}."]
+    for task, models in found.groupby("task", sort=False):
+        missing = [m.name for m in comparison.methods if m.name not in set(models["method"])]
+        if missing:
+            notes.append(f"Without a model by {task}: {', '.join(missing)}.")
+    for one in status[status["status"] == "FAILED"].itertuples():
+        notes.append(f"Failed: {one.task}, {one.method}, seed {one.seed}: {one.error}.")
+    return " ".join(notes)
 
 
 def resample(results: Results, comparison: Comparison) -> Draws:

@@ -13,7 +13,7 @@ from mlflow.entities import Run
 
 from fairtune.comparison.folds import FoldPredictions, pool, pooled_metrics
 from fairtune.comparison.settings import Comparison
-from fairtune.comparison.unit import FOLD, METHOD, SEED, TASK, UNIT, units
+from fairtune.comparison.unit import FOLD, METHOD, OVERLAP, SEED, TASK, UNIT, units
 from fairtune.fairness import get_objective
 from fairtune.search.runner import ERROR
 from fairtune.search.winner import GAP, SPLITS
@@ -124,6 +124,7 @@ def _figures(log: RunLog, runs: Sequence[Run]) -> dict[str, object]:
         **row,
         "val/objective": mean("objective"),
         "share": mean("share"),
+        OVERLAP: mean(OVERLAP),
         "mask": " ".join(run.data.params.get("mask", "") for run in runs),
         "learning_rate": " ".join(run.data.params.get("learning_rate", "") for run in runs),
     }

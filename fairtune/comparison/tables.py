@@ -8,6 +8,7 @@ import pandas as pd
 
 from fairtune.comparison.ranks import Ranking
 from fairtune.comparison.settings import Comparison
+from fairtune.comparison.unit import OVERLAP
 from fairtune.search.standings import standard_error
 from fairtune.search.winner import GAP
 
@@ -46,6 +47,8 @@ def method_rows(models: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
             if key in mine and mine[key].notna().any():
                 row[title] = mean_and_error(mine[key])
         row["trains"] = f"{mine['share'].mean():.0%}"
+        if OVERLAP in models and models[OVERLAP].notna().any():
+            row["overlap"] = "" if mine[OVERLAP].isna().all() else f"{mine[OVERLAP].mean():.0%}"
         row["trials"] = fine_tunes[str(name)]
         rows.append(row)
     return pd.DataFrame(rows)

@@ -36,6 +36,8 @@ KIND = "method"
 TASK, METHOD, SEED, FOLD, UNIT = (
     f"fairtune.{key}" for key in ("task", "method", "seed", "fold", "unit")
 )
+OVERLAP = "mask_overlap"
+"""Metric of a random mask: how much of it is the same as in the mask whose size it has."""
 DRAWS = 2000
 """Masks that are drawn to find one of the wanted size."""
 
@@ -141,7 +143,7 @@ class UnitRunner:
         config = self.comparison.unit_config(unit.task, unit.method, unit.seed, unit.fold)
         source = unit.task.source or self.source
         if unit.method.size_of is not None:
-            config = self._with_random_mask(config, unit, source)
+            config = self._with_random_mask(config, unit, source, log)
         workspace = worker_workspace(config, source)
         check_validation(workspace)
         describe(log, workspace, source)
@@ -192,12 +194,16 @@ class UnitRunner:
             raise InterruptedSearchError("stopped by Ctrl-C")
         evaluate_run(workspace, log, {name: workspace.split(name) for name in SPLITS})
 
-    def _with_random_mask(self, config: Config, unit: Unit, source: str | None) -> Config:
+    def _with_random_mask(
+        self, config: Config, unit: Unit, source: str | None, log: RunLog
+    ) -> Config:
         """Give the configuration a mask drawn at random, of the size of another method's."""
         run = self._run_of(unit)
         other = Mask.from_json(self.parent.sibling(run.info.run_id).read_text("mask.json"))
         workspace = worker_workspace(config, source)
-        bits = random_bits(workspace, other, named_seed(unit.seed, "random mask", unit.fold or 0))
+        seed = named_seed(unit.seed, "random mask", unit.fold or 0)
+        bits = random_bits(workspace, other, seed, match=unit.method.match)
+        log.log(metrics={OVERLAP: overlap(workspace, bits, other)})
         raw = config.model_dump(mode="json", by_alias=True)
         raw["search"]["space"] = f"{config.search.space}:{bits_text(bits)}"
         return Config.model_validate(raw)
@@ -222,11 +228,13 @@ def best_trial(trials: list[FinishedTrial], config: Config) -> FinishedTrial:
     return min(whole, key=lambda trial: (objective.loss(trial.value), trial.number))
 
 
-def random_bits(workspace: Workspace, like: Mask, seed: int) -> tuple[int, ...]:
-    """Draw bits of the workspace's space that train about as many values as another mask.
+def random_bits(
+    workspace: Workspace, like: Mask, seed: int, match: str = "values"
+) -> tuple[int, ...]:
+    """Draw bits of the workspace's space that train about as many values, or parts, as another mask.
 
-    Of `DRAWS` random bit vectors, each with a share of bits of its own, the one whose number of
-    trained values is nearest to the mask's, and which is not that mask.
+    Of `DRAWS` random bit vectors, each with a share of bits of its own, the first whose number of
+    trained values (parts) is nearest to the mask's, and which is not that mask.
     """
     model, space = workspace.base.model, get_space(workspace.config.search.space)
     parts = space.bits(model)
@@ -235,8 +243,26 @@ def random_bits(workspace: Workspace, like: Mask, seed: int) -> tuple[int, ...]:
     rng = np.random.default_rng(seed)
     drawn = rng.random((DRAWS, len(parts))) < rng.random((DRAWS, 1))  # (D, bits)
     fixed = space.mask(model, [0] * len(parts)).trained
-    apart = np.abs(drawn @ values + fixed - like.trained)
+    if match == "values":
+        apart = np.abs(drawn @ values + fixed - like.trained)
+    else:
+        apart = np.abs(drawn.sum(axis=1) - np.count_nonzero(like.bits))
     bits = drawn.astype(int) * max(space.levels)
     same = (bits == np.array(like.bits)).all(axis=1) if len(like.bits) == len(parts) else False
     best = int(np.argmin(np.where(same, np.inf, apart)))
     return tuple(int(bit) for bit in bits[best])
+
+
+def overlap(workspace: Workspace, bits: tuple[int, ...], other: Mask) -> float:
+    """Return how alike two masks are: the values that train in both over those that train in either.
+
+    What trains under every mask of the space (the head) is left out: Jaccard's index of the rest, 1 where
+    there is no rest.
+    """
+    model, space = workspace.base.model, get_space(workspace.config.search.space)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    always = set(space.mask(model, [0] * len(bits)).parameters)
+    mine = set(space.mask(model, bits).parameters) - always
+    others = set(other.parameters) - always
+    both, either = (sum(sizes.get(n, 0) for n in names) for names in (mine & others, mine | others))
+    return both / either if either else 1.0

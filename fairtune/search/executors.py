@@ -104,7 +104,11 @@ class SerialExecutor(Executor):
     ) -> list[B]:
         """See `Executor.map`."""
         bar = progress_bar(items, desc=title, unit="fine-tune", disable=not title)
-        return [function(item) for item in bar]
+        results = []
+        for item in bar:
+            stop.check()
+            results.append(function(item))
+        return results
 
 
 class SparkExecutor(Executor):

@@ -7,7 +7,6 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from fairtune.search.trial import PRUNED_AT, Leg, Rungs, Trial, mask_params, mas
 from fairtune.search.worker import is_repeated, stop_requested, worker_workspace
 from fairtune.seeding import seed as named_seed
 from fairtune.tracking.runs import RUNG, RunLog, is_store_failure, one_line
+from fairtune.training.pause import forget_abandoned
 from fairtune.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -36,9 +36,8 @@ ERROR = "fairtune.error"
 REPEATED = "fairtune.repeated"
 GOES_ON_FROM = "fairtune.goes_on_from"
 """Tag of a trial that paused and goes on: after how many epochs."""
-
-ABANDONED_DAYS = 30
-"""How long the states of a search that is not finished are kept; resumed later, it trains them anew."""
+LEGS = "fairtune.legs"
+"""Tag of a trial that went on: begin and end of every leg (ms), but for the end of the last, the run's."""
 
 
 @dataclass(frozen=True)
@@ -72,28 +71,27 @@ class TrialRunner:
         """Open the run of a paused trial again: called in the driver, before the trial goes on."""
         run = self.parent.children(f"tags.`{NUMBER}` = '{number}'")[-1]
         log = self.parent.sibling(run.info.run_id)
+        legs = [f"{begin}-{end}" for begin, end in legs_of(run)]
+        # In this order, so that a trial that is cut off here still waits at its rung.
+        log.log(
+            tags={
+                GOES_ON_FROM: run.data.tags[PRUNED_AT],
+                LEGS: " ".join([*legs, str(round(time.time() * 1000))]),
+            }
+        )
         log.client.update_run(log.run_id, status="RUNNING")
-        log.log(tags={GOES_ON_FROM: run.data.tags[PRUNED_AT]})
         log.client.delete_tag(log.run_id, PRUNED_AT)
 
     def pause_again(self, run: Run) -> Run:
         """Close the run of a trial that was cut off after `reopen` as what it was before."""
         log = self.parent.sibling(run.info.run_id)
         log.log(tags={PRUNED_AT: run.data.tags[GOES_ON_FROM]})
-        log.end()
+        log.end(at=run.info.end_time)
         return log.data()
 
     def forget_paused(self) -> None:
-        """Remove what paused trials left on this machine, when the search is over.
-
-        With it goes what searches left that nobody has finished for `ABANDONED_DAYS`.
-        """
+        """Remove what paused trials left on this machine, when the search is over."""
         shutil.rmtree(self._paused, ignore_errors=True)
-        oldest = time.time() - ABANDONED_DAYS * 24 * 3600
-        for folder in self._paused.parent.glob("*"):
-            with suppress(FileNotFoundError):  # another search was faster
-                if folder.stat().st_mtime < oldest:  # of the last state that was written into it
-                    shutil.rmtree(folder)
 
     @property
     def _paused(self) -> Path:
@@ -120,13 +118,20 @@ class TrialRunner:
             logger.debug("trial failed", exc_info=True)
             log.log(tags={ERROR: one_line(error)})
             log.end("FAILED")
+            self._state(run).unlink(missing_ok=True)
             return result_of(log.data(), objective)
         cut_off = trial.epochs < self.config.train.epochs and trial.stopped_at is None
         if cut_off:
             log.end("KILLED")
             raise InterruptedSearchError("stopped by Ctrl-C")
         log.end()
+        if trial.stopped_at is None:
+            self._state(run).unlink(missing_ok=True)
         return result_of(log.data(), objective)
+
+    def _state(self, run: Run) -> Path:
+        """Return where a trial that pauses leaves its state."""
+        return self._paused / f"{run.info.run_id}.pt"
 
     def _trial(
         self,
@@ -144,7 +149,8 @@ class TrialRunner:
         if pruning.rule == "asha":
             done = int(run.data.tags.get(GOES_ON_FROM, 0))
             seconds = run.data.metrics.get("seconds", 0.0) if done else 0.0
-            leg = Leg(self._paused / f"{run.info.run_id}.pt", done, seconds)
+            leg = Leg(self._state(run), done, seconds)
+            forget_abandoned(self._paused.parent)
         if pruner is not None:
             rungs = Rungs(
                 self.config.rungs, pruner, lambda rung, worth: self._at_rung(rung, worth, number)
@@ -170,6 +176,14 @@ class TrialRunner:
         """Find the run that `open` made; of several (a repeated trial) the last one."""
         return self.parent.children(f"tags.`{KEY}` = '{point.key}'")[-1]
 
+    def judged_at(self, run: Run, epoch: int) -> dict[str, float]:
+        """Return the figures of a result as they were after an epoch that is not the run's last."""
+        found: dict[str, float] = {}
+        for key in ("auroc", "worst_group_auroc"):
+            history = self.parent.client.get_metric_history(run.info.run_id, f"val/{key}")
+            found.update((key, m.value) for m in history if m.step == epoch)
+        return found
+
     def _at_rung(self, rung: int, value: float, number: int) -> list[float]:
         """Tell the others what this trial is worth at a rung; return what they were worth.
 
@@ -187,6 +201,22 @@ def has_ended(run: Run) -> bool:
     return run.info.status == "FINISHED" or ERROR in run.data.tags
 
 
+def waits_again(run: Run) -> bool:
+    """Say whether a paused trial was cut off when it went on: its last metrics are of a later epoch."""
+    tags = run.data.tags
+    return PRUNED_AT in tags and tags.get(GOES_ON_FROM) == tags[PRUNED_AT]
+
+
+def legs_of(run: Run) -> list[tuple[int, int]]:
+    """Return when a closed trial trained: begin and end in milliseconds, of every leg.
+
+    The end of the last one is before its begin where the trial was killed, and is not known.
+    """
+    *ended, last = run.data.tags.get(LEGS, str(run.info.start_time)).split()
+    legs = [(int(begin), int(end)) for begin, _, end in (leg.partition("-") for leg in ended)]
+    return [*legs, (int(last), run.info.end_time or 0)]
+
+
 def result_of(run: Run, objective: Objective) -> dict[str, Any]:
     """Read a closed trial's run as a hyperopt result; a resumed search sees the same values."""
     metrics, pruned_at = run.data.metrics, run.data.tags.get(PRUNED_AT)
@@ -196,6 +226,7 @@ def result_of(run: Run, objective: Objective) -> dict[str, Any]:
         "run_id": run.info.run_id,
         # No mapping, as its keys would have to be text; and none of a leg that was cut off.
         "rungs": [[rung, v] for rung, v in values.items() if rung <= ended_at],
+        "epochs": ended_at,
     }
     if ERROR in run.data.tags:
         return {**about, "status": STATUS_FAIL, "error": run.data.tags[ERROR]}
@@ -207,7 +238,6 @@ def result_of(run: Run, objective: Objective) -> dict[str, Any]:
         "value": value,
         "auroc": metrics["val/auroc"],
         "worst_group_auroc": metrics.get("val/worst_group_auroc", math.nan),
-        "epochs": ended_at,
         "images_per_second": metrics.get("train/images_per_second", math.nan),
         "pruned": pruned_at is not None,
         "number": int(run.data.tags[NUMBER]),

@@ -24,7 +24,15 @@ from fairtune.search.executors import Executor
 from fairtune.search.point import Point, SearchSpace
 from fairtune.search.proposer import Proposer, algorithm, latest_docs, trial_doc
 from fairtune.search.pruning import Standing, furthest, next_to_go_on
-from fairtune.search.runner import GOES_ON_FROM, NUMBER, TrialRunner, has_ended, result_of
+from fairtune.search.runner import (
+    GOES_ON_FROM,
+    NUMBER,
+    TrialRunner,
+    has_ended,
+    legs_of,
+    result_of,
+    waits_again,
+)
 from fairtune.search.settings import DROP_PATH
 from fairtune.search.trial import branched_blocks
 from fairtune.training import make_strategy
@@ -174,9 +182,9 @@ class _Past:
 
     def began(self) -> float:
         """Return when the search would have begun, had it run without a break, on this clock."""
-        spans = ((run.info.start_time, run.info.end_time) for _, run in self.done)
+        legs = (leg for _, run in self.done for leg in legs_of(run))
         spent, until = 0.0, -math.inf  # milliseconds; what ran at once counts once
-        for start, end in sorted(span for span in spans if span[1] is not None):
+        for start, end in sorted(leg for leg in legs if leg[0] < leg[1]):
             spent += max(0.0, end - max(start, until))
             until = max(until, end)
         return time.monotonic() - spent / 1000
@@ -204,11 +212,15 @@ class _Past:
         """Write the past into hyperopt's trials, as if this process had run them."""
         domain = Domain(runner, runner.space.expression())
         docs = []
-        for tid, (point, run) in enumerate(self.done):
+        # In the order in which they ended, as `patience` counts.
+        in_order = sorted(self.done, key=lambda one: one[1].info.end_time or 0)
+        for tid, (point, run) in enumerate(in_order):
             number = int(run.data.tags[NUMBER])
             doc = trial_doc(tid, number, point, runner.space, domain, trials)
             doc["state"] = JOB_STATE_DONE
             doc["result"] = result_of(run, objective)
+            if waits_again(run):
+                doc["result"] |= runner.judged_at(run, doc["result"]["epochs"])
             docs.append(doc)
         if docs:
             trials.insert_trial_docs(docs)
@@ -249,7 +261,7 @@ class _Budget:
         results = _results(trials._dynamic_trials)
         values = [r["value"] for r in results if r.get("status") == STATUS_OK]
         reasons = {
-            **self._work(results),
+            **self._work(trials._dynamic_trials),
             f"{settings.trials} trials": len(results) >= settings.trials,
             f"no better for {settings.patience} trials": self._stale(values, settings.patience),
             f"the first {FAILURES} all failed": _hopeless(results),
@@ -274,7 +286,7 @@ class _Budget:
         if config.search.pruning.rule != "asha":
             return None
         docs = list(docs)
-        if any(self._work(_results(docs)).values()):
+        if any(self._work(docs).values()):
             return None
         standings = _standings(docs)
         found = next_to_go_on(standings, config.rungs, config.search.pruning.reduction)
@@ -282,14 +294,18 @@ class _Budget:
             found = furthest(standings)
         return None if found is None else found.number
 
-    def _work(self, results: list[dict[str, Any]]) -> dict[str, bool]:
+    def _work(self, docs: Iterable[dict[str, Any]]) -> dict[str, bool]:
         """Say of each reason to do no more work at all whether it holds."""
         settings = self.workspace.config.search
-        epochs = sum(r.get("epochs", 0) for r in results)
+        reached: dict[int, int] = {}  # by trial: one that goes on has what it had
+        for doc in docs:
+            number = doc["misc"]["number"]
+            reached[number] = max(reached.get(number, 0), doc["result"].get("epochs", 0))
+        epochs = sum(reached.values())
         minutes = (time.monotonic() - self.started) / 60
         return {
             "stopped by Ctrl-C": self.runner.stop.requested,
-            f"{settings.max_minutes} minutes": bool(results)
+            f"{settings.max_minutes} minutes": bool(reached)
             and minutes >= (settings.max_minutes or float("inf")),
             f"{settings.max_epochs} epochs": epochs >= (settings.max_epochs or float("inf")),
         }

@@ -251,6 +251,7 @@ def run_trial(
             on_epoch=watch,
             on_step=bar.update,
             paused=leg.state if leg else None,
+            pauses_at=ahead.epochs if ahead else (),
             done=done,
         )
         if report_profile is not None:

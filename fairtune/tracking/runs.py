@@ -144,9 +144,9 @@ class RunLog:
         """Read the run back."""
         return self.client.get_run(self.run_id)
 
-    def end(self, status: str = "FINISHED") -> None:
-        """Close the run as FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(self.run_id, status)
+    def end(self, status: str = "FINISHED", at: int | None = None) -> None:
+        """Close the run as FINISHED, FAILED or KILLED; `at` in milliseconds since 1970, or now."""
+        self.client.set_terminated(self.run_id, status, at)
 
     def child(
         self,

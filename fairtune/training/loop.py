@@ -8,7 +8,7 @@ strategy's: plain training, or one of ``fairtune.training.strategies``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Container, Generator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,6 +54,7 @@ def fine_tune(
     on_epoch: Callable[[Epoch], bool] = lambda epoch: True,
     on_step: Callable[[int], object] = lambda images: None,
     paused: Path | None = None,
+    pauses_at: Container[int] = (),
     done: int = 0,
 ) -> FineTuneResult:
     """Fine-tune what the mask left trainable, in place.
@@ -72,8 +73,8 @@ def fine_tune(
         Called after every epoch that is judged; False ends the fine-tune.
     on_step
         Told after every step how many images it had.
-    paused
-        Where a fine-tune that `on_epoch` stops leaves its state.
+    paused, pauses_at
+        Where a fine-tune that `on_epoch` stops leaves its state, and after which epochs.
     done
         Epochs after which it paused: it goes on from its state, to the same bits as if it had never
         paused; from the beginning, with the same result, where the state is not to be found.
@@ -98,7 +99,7 @@ def fine_tune(
             result.micro_batch_size = run.step.micro_batch_size
             if not on_epoch(epoch):
                 result.stopped_at = number if number < recipe.epochs else None
-                if paused is not None:
+                if paused is not None and number in pauses_at:
                     run.pause(paused, number)
                 break
         put(model, run.kept or {})
@@ -215,6 +216,7 @@ class _FineTune:
         """Leave all that changes in training, after the `number`th epoch."""
         state = {
             "epoch": number,
+            "device": self.device.type,
             "updates": self.updates,
             "model": delta_state(self.model),
             "optimizer": self.optimizer.state_dict(),
@@ -225,9 +227,9 @@ class _FineTune:
         save_state(path, state)
 
     def go_on_from(self, path: Path, done: int) -> bool:
-        """Take over the state after so many epochs; says whether it is there."""
+        """Take over the state after so many epochs; says whether it is there, and of this device."""
         state = load_state(path)
-        if state is None or state["epoch"] != done:
+        if state is None or (state["epoch"], state["device"]) != (done, self.device.type):
             return False
         put(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -68,7 +68,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(part in text for part in _OUT_OF_MEMORY)
 
 
-_MMAP_THRESHOLD, _TRIM_THRESHOLD, _MOST = -3, -1, 2**31 - 1  # malloc.h; the values are C ints
+_TRIM_THRESHOLD, _MMAP_MAX, _MOST = -1, -4, 2**31 - 1  # malloc.h; the values are C ints
 _USERS = ("MALLOC_MMAP_", "MALLOC_TRIM_", "GLIBC_TUNABLES")
 
 
@@ -85,7 +85,7 @@ def keep_freed() -> bool:
     mallopt = _of_glibc("mallopt")
     if mallopt is None:
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _MOST)) and bool(mallopt(_TRIM_THRESHOLD, _MOST))
+    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, _MOST))
 
 
 def _of_glibc(name: str) -> Callable[..., int] | None:

@@ -14,13 +14,16 @@ import pytest
 from click.testing import CliRunner
 from comparison.conftest import METHODS, comparison_of
 from mlflow.entities import Run
+from search.samples import tiny_config
 
 import fairtune.comparison.unit as unit_module
 from fairtune.cli import main
 from fairtune.comparison.compare import NothingRanError, check_same, compare, settings_of
-from fairtune.comparison.unit import UnitRunner, units
+from fairtune.comparison.unit import UnitRunner, overlap, random_bits, units
 from fairtune.errors import InputError
 from fairtune.interrupt import InterruptedSearchError, StopRequest
+from fairtune.peft import get_space
+from fairtune.search.worker import worker_workspace
 from fairtune.tracking.predictions import read_predictions
 from fairtune.tracking.runs import RunLog, existing_run
 from fairtune.training import DivergedError
@@ -122,6 +125,39 @@ def test_a_random_mask_has_the_size_of_the_searched_one(whole: tuple[str, RunLog
         random, searched = models.loc[("random", seed)], models.loc[("searched+group_dro", seed)]
         assert random["mask"] != searched["mask"]
         assert random["share"] == pytest.approx(searched["share"], abs=0.2)
+        assert 0 <= random["mask_overlap"] <= 1
+        assert np.isnan(searched["mask_overlap"])
+    assert frame(log, "table.csv").set_index("method")["overlap"].notna().to_dict() == {
+        name: name == "random"
+        for name in ("full", "linear", "best_fixed", "searched+group_dro", "random")
+    }
+
+
+@pytest.mark.parametrize("on", [1, 3])
+def test_a_random_mask_may_have_as_many_parts_instead(source: str, on: int) -> None:
+    workspace = worker_workspace(tiny_config(), source)
+    parts = get_space(workspace.config.search.space).bits(workspace.base.model)
+    bits = (1,) * on + (0,) * (len(parts) - on)
+    other = workspace.mask(bits)
+    drawn = [random_bits(workspace, other, seed, match="parts") for seed in range(5)]
+    assert {sum(one) for one in drawn} == {on}
+    assert bits not in drawn
+    assert len(set(drawn)) > 1
+    assert drawn == [random_bits(workspace, other, seed, match="parts") for seed in range(5)]
+
+
+def test_the_overlap_of_masks_leaves_out_what_always_trains(source: str) -> None:
+    workspace = worker_workspace(tiny_config(), source)
+    n = len(get_space(workspace.config.search.space).bits(workspace.base.model))
+    nothing, everything = (0,) * n, (1,) * n
+    first, second = (1, *nothing[1:]), (0, 1, *nothing[2:])
+    assert overlap(workspace, first, workspace.mask(first)) == 1
+    assert overlap(workspace, first, workspace.mask(second)) == 0
+    assert overlap(workspace, nothing, workspace.mask(everything)) == 0
+    assert overlap(workspace, nothing, workspace.mask(nothing)) == 1
+    half = overlap(workspace, first, workspace.mask((1, 1, *nothing[2:])))
+    assert half == overlap(workspace, (1, 1, *nothing[2:]), workspace.mask(first))
+    assert 0 < half < 1
 
 
 def test_a_method_may_repeat_its_best_trials_before_it_chooses(
@@ -212,7 +248,8 @@ def test_a_method_that_fails_does_not_stop_the_others(
         patch.setattr(unit_module, "run_study", fail)
         outcome = compare(comparison, source, StopRequest())
     assert (outcome.finished, outcome.failed, outcome.complete) == (2, 2, True)
-    assert "Without a model: linear, stages" in outcome.table
+    assert "Without a model by spots: linear, stages" in outcome.table
+    assert "Failed: spots, linear, seed 1: the loss became nan." in outcome.table
     run = nested(outcome.run_id)["linear", "1"]
     assert run.info.status == "FAILED"
     assert run.data.tags["fairtune.error"] == "the loss became nan"

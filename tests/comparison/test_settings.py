@@ -28,6 +28,8 @@ from fairtune.training import STRATEGIES, make_strategy
         ("[full, {name: x, strategy: nope}]", "", "unknown strategy 'nope'"),
         ("[full, {name: x, space: fullft, size_of: full}]", "", "exclude each other"),
         ("[full, {like: best_fixed, name: x, trials: 3}]", "", "best_of trains nothing"),
+        ("[full, {name: x, match: parts}]", "", "match goes with size_of"),
+        ("[full, {like: random, name: x, match: bits}]", "", "'values' or 'parts'"),
         ("[full, {like: full, name: x, candidates: 2}]", "", "candidates are masks of a search"),
         ("[full, searched+swag]", "", "part of method 'searched+swag': 'swag'; did you mean 'swa'"),
         ("[full, swad+sam]", "", "method 'swad+sam' has two strategies, swad and sam"),

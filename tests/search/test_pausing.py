@@ -8,23 +8,32 @@ import math
 import os
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
+from hyperopt import Trials
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Run, RunData, RunInfo, RunTag
 from search.conftest import children
 from search.samples import tiny_config
 from search.test_whole_search import ONE_FINAL, Runner, only_search
 
 import fairtune.search.runner as runner_module
+from fairtune.config import Config
 from fairtune.data.cache import cache_dir
+from fairtune.fairness import get_objective
 from fairtune.interrupt import InterruptedSearchError, StopRequest
+from fairtune.search.point import Point
 from fairtune.search.pruning import Standing, furthest, next_to_go_on
-from fairtune.search.runner import GOES_ON_FROM, NUMBER
+from fairtune.search.runner import GOES_ON_FROM, LEGS, NUMBER, TrialRunner, legs_of
 from fairtune.search.search import search
+from fairtune.search.study import _Budget, _Past, search_space
 from fairtune.search.trial import PRUNED_AT, Trial
+from fairtune.search.worker import worker_workspace
+from fairtune.tracking.runs import existing_run
+from fairtune.training.pause import load_state
 
 RUNGS = (1, 2, 3)
 ASHA = {"rule": "asha", "rungs": list(RUNGS), "reduction": 2}
@@ -199,11 +208,89 @@ def test_a_trial_that_is_cut_off_when_it_goes_on_waits_again(store: str, source:
     (cut,) = [run for run in children(run_id, "trial") if run.info.status == "KILLED"]
     assert cut.data.tags[GOES_ON_FROM] == "2"
     assert [step for step, _ in history(cut)] == [1, 2, 3]
+    states = (cache_dir() / "paused" / run_id).glob("*.pt")
+    waiting = {r.info.run_id for r in children(run_id, "trial") if PRUNED_AT in r.data.tags}
+    assert {state.stem for state in states} == {*waiting, cut.info.run_id}
+    assert load_state(cache_dir() / "paused" / run_id / f"{cut.info.run_id}.pt")["epoch"] == 2
     search(config, source, StopRequest(), resume=run_id)
     trials = children(run_id, "trial")
     assert {run.info.status for run in trials} == {"FINISHED"}
     assert len(trials) == 9
-    assert MlflowClient().get_run(cut.info.run_id).data.metrics["epochs"] == 4
+    gone_on = MlflowClient().get_run(cut.info.run_id)
+    assert gone_on.data.metrics["epochs"] == 4
+    again = history(gone_on)
+    assert [step for step, _ in again] == [1, 2, 3, 3, 4]
+    assert len(set(again)) == 4  # the third epoch twice, to the same bits
+    *_, second_last, last = legs_of(gone_on)
+    assert second_last[1] == cut.info.end_time <= last[0]  # the break is no work
+
+
+def test_what_waits_again_counts_as_it_was_when_it_paused(run_search: Runner, source: str) -> None:
+    config = tiny_config(search__pruning=ASHA, **CONFIG)
+    outcome = run_search(config)
+    paused = next(r for r in children(outcome.run_id, "trial") if r.data.tags.get(PRUNED_AT) == "1")
+    log = existing_run(paused.info.run_id)
+    log.log(tags={GOES_ON_FROM: "1"})  # as if it had been cut off in its next epoch
+    log.log(metrics={"val/auroc": 0.123, "val/worst_group_auroc": 0.123}, step=2)
+    trials, runner = Trials(), runner_of(config, source, outcome.run_id)
+    past = _Past.of(children(outcome.run_id, "trial"), runner.space)
+    past.restore(trials, runner, get_objective("worst_group_auroc"))
+    (result,) = [t["result"] for t in trials if t["result"]["run_id"] == paused.info.run_id]
+    assert result["epochs"] == 1
+    assert (
+        result["worst_group_auroc"]
+        == result["value"]
+        == paused.data.metrics["val/worst_group_auroc"]
+    )
+    assert result["auroc"] == paused.data.metrics["val/auroc"]
+
+
+def test_a_resumed_search_counts_trials_in_the_order_in_which_they_ended(
+    run_search: Runner, source: str
+) -> None:
+    config = tiny_config(search__pruning=ASHA, **CONFIG)
+    outcome = run_search(config)
+    runs = children(outcome.run_id, "trial")
+    trials, runner = Trials(), runner_of(config, source, outcome.run_id)
+    _Past.of(runs, runner.space).restore(trials, runner, get_objective("worst_group_auroc"))
+    began = {int(run.data.tags[NUMBER]): legs_of(run)[-1][0] for run in runs}
+    assert [t["misc"]["number"] for t in trials] == sorted(began, key=lambda n: began[n])
+    assert [t["misc"]["number"] for t in trials] != sorted(began)
+
+
+def runner_of(config: Config, source: str, run_id: str) -> TrialRunner:
+    space = search_space(worker_workspace(config, source))
+    return TrialRunner(config, source, space, existing_run(run_id), StopRequest())
+
+
+def test_a_break_is_no_work_whenever_a_trial_went_on() -> None:
+    minute = 60_000
+
+    def run(begin: int, end: int, legs: str = "") -> Run:
+        info = RunInfo("r", "0", "u", "FINISHED", begin * minute, end * minute, "active")
+        return Run(info, RunData(tags=[RunTag(LEGS, legs)] if legs else []))
+
+    legs = f"{0 * minute}-{10 * minute} {1000 * minute}"  # a break of hours before it went on
+    killed = f"{10 * minute}-{20 * minute} {25 * minute}"  # its end is not known
+    runs = [run(0, 1010, legs), run(10, 20, killed)]
+    past = _Past(done=[(Point((), 1e-3), one) for one in runs])
+    assert time.monotonic() - past.began() == pytest.approx(30 * 60, abs=1)
+
+
+def test_the_epochs_of_a_trial_that_goes_on_count() -> None:
+    settings = SimpleNamespace(max_minutes=None, max_epochs=5)
+    budget = SimpleNamespace(
+        workspace=SimpleNamespace(config=SimpleNamespace(search=settings)),
+        runner=SimpleNamespace(stop=StopRequest()),
+        started=time.monotonic(),
+    )
+    docs = [
+        {"misc": {"number": 0}, "result": {"status": "ok", "epochs": 2}},
+        {"misc": {"number": 1}, "result": {"status": "fail", "epochs": 3}},
+        {"misc": {"number": 0}, "result": {"status": "new"}},
+    ]
+    assert _Budget._work(budget, docs)["5 epochs"]  # type: ignore[arg-type]
+    assert not _Budget._work(budget, docs[::2])["5 epochs"]  # type: ignore[arg-type]
 
 
 def test_a_trial_that_fails_after_its_pause_fails_once(

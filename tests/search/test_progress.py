@@ -15,7 +15,7 @@ from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK
 from search.samples import N_IMAGES, tiny_config
 
 from fairtune.fairness import get_objective
-from fairtune.interrupt import StopRequest
+from fairtune.interrupt import InterruptedSearchError, StopRequest
 from fairtune.progress import LogHandler, progress_bar
 from fairtune.search.executors import SerialExecutor
 from fairtune.search.single import fine_tune_once
@@ -130,3 +130,15 @@ def test_log_lines_stand_above_the_bar() -> None:
     lines = re.split(r"[\r\n]", screen.getvalue())
     assert "one failed" in lines
     assert any(line.startswith("trials:  50%") for line in lines)
+
+
+def test_ctrl_c_starts_no_further_fine_tune() -> None:
+    stop, ran = StopRequest(), []
+
+    def work(item: int) -> None:
+        ran.append(item)
+        stop.requested = True
+
+    with pytest.raises(InterruptedSearchError):
+        SerialExecutor().map(work, [1, 2], cast(Any, None), stop)
+    assert ran == [1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from fairtune.errors import InputError
 from fairtune.peft import delta_state
+from fairtune.tracking.runs import is_store_failure
 from fairtune.training import (
     STRATEGIES,
     Augment,
@@ -25,6 +27,7 @@ from fairtune.training import (
     make_strategy,
     predict,
 )
+from fairtune.training.pause import load_state, save_state
 from training.conftest import SIZE, make_split
 from training.test_loop import CONV, CPU, VIT, model_of
 
@@ -145,7 +148,7 @@ def test_a_fine_tune_that_paused_goes_on_to_the_same_bits(
 
     def go(*pauses: int, done: int = 0) -> tuple[dict[str, torch.Tensor], list[float], list[int]]:
         model = model_of(family, {**options, "drop_rate": 0.2}, "fullft")
-        goes_on = {"on_epoch": lambda epoch: epoch.number not in pauses}
+        goes_on = {"on_epoch": lambda epoch: epoch.number not in pauses, "pauses_at": pauses}
         result = run(model, small_train, small_val, changed, paused=paused, done=done, **goes_on)
         return delta_state(model), result.probabilities.tolist(), [e.number for e in result.epochs]
 
@@ -157,6 +160,50 @@ def test_a_fine_tune_that_paused_goes_on_to_the_same_bits(
     assert epochs == [4]
     assert again == scores
     assert same(whole, state)
+
+
+@pytest.mark.parametrize("what", ["another device's", "cut off", "empty", "none"])
+def test_a_state_that_cannot_be_used_costs_epochs_alone(
+    what: str, small_train: Split, small_val: Split, recipe: Recipe, tmp_path: Path
+) -> None:
+    paused = tmp_path / "trial.pt"
+
+    def go(pauses: int, done: int = 0) -> FineTuneResult:
+        return run(
+            model_of(),
+            small_train,
+            small_val,
+            recipe.changed({"epochs": 3}),
+            on_epoch=lambda epoch: epoch.number != pauses,
+            paused=paused,
+            pauses_at=(1,),
+            done=done,
+        )
+
+    go(1)
+    if what == "another device's":
+        torch.save({**torch.load(paused, weights_only=True), "device": "cuda"}, paused)
+    elif what == "none":
+        paused.unlink()
+    else:
+        paused.write_bytes(paused.read_bytes()[: 0 if what == "empty" else 1000])
+    again = go(3, done=1)
+    assert [epoch.number for epoch in again.epochs] == [1, 2, 3]
+    assert np.array_equal(again.probabilities, go(0).probabilities)
+
+
+def test_a_full_disk_is_said_to_be_one_and_leaves_nothing(tmp_path: Path) -> None:
+    path, (soft, hard) = tmp_path / "trial.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    save_state(path, {"epoch": 1})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises((OSError, RuntimeError)) as full:
+            save_state(path, {"epoch": 2, "model": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert is_store_failure(full.value)
+    assert load_state(path) == {"epoch": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -57,7 +57,8 @@ class GroupResampling(Strategy):
     References
     ----------
     Idrissi et al. (2022), "Simple data balancing achieves competitive worst-group-accuracy",
-    CLeaR, arXiv:2110.14503 (there RWG, by a weighted sampler).
+    CLeaR, arXiv:2110.14503 (there RWG, by a weighted sampler; its groups are classes within groups:
+    ``cells: group*class``).
     """
 
     uses_groups: ClassVar[bool] = True
