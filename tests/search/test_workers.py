@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from mlflow.entities import Run
+from mlflow.entities import Run, RunData, RunInfo
 from search.samples import tiny_config
 
 import fairtune.search.worker as worker
@@ -52,9 +52,7 @@ def test_trials_that_ran_at_once_count_once_against_the_time() -> None:
     minute = 60_000
     spans = [(0, 10 * minute), (minute, 5 * minute), (2 * minute, 12 * minute), (60 * minute, None)]
     spans += [(20 * minute, 21 * minute)]
-    runs = [
-        cast(Run, SimpleNamespace(info=SimpleNamespace(start_time=start, end_time=end)))
-        for start, end in spans
-    ]
+    infos = [RunInfo("r", "0", "u", "RUNNING", start, end, "active") for start, end in spans]
+    runs = [Run(info, RunData()) for info in infos]
     past = _Past(done=[(Point((), 0.1), run) for run in runs])
     assert time.monotonic() - past.began() == pytest.approx(13 * 60, abs=1)
