@@ -178,6 +178,8 @@ class Manifest:
         return manifest
 
     def _column(self, name: str) -> pd.Series:
+        if name in self.attributes:  # an intersection that was made before is one, too
+            return self.table[name]
         parts = name.split(INTERSECTION)
         for part in parts:
             if part not in self.attributes:

@@ -190,8 +190,9 @@ class RunLog:
                 return runs
 
     def end_children(self, status: str) -> None:
-        """Close nested runs that nobody will close any more."""
+        """Close nested runs that nobody will close any more, and what runs within them."""
         for run in self.children("attributes.status = 'RUNNING'"):
+            self.sibling(run.info.run_id).end_children(status)
             self.client.set_terminated(run.info.run_id, status)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,15 @@ def test_folds_are_those_of_their_seed() -> None:
     splits = [[f.table["split"].tolist() for f in k_folds(made, 3, seed=s)] for s in (0, 0, 1)]
     assert splits[0] == splits[1]
     assert splits[0] != splits[2]
+
+
+def test_an_intersection_alone_makes_folds() -> None:
+    made = cohort()
+    half = pd.Categorical(np.where(made.table["patient"] < "p0100", "first", "second"))
+    table = made.table.assign(half=half)
+    both = replace(made, table=table, attributes=("kind", "half")).select(["kind*half"])
+    assert both.select(both.attributes).attributes == ("kind*half",)
+    assert sum((f.table["split"] == "test").sum() for f in k_folds(both, 3)) == len(table)
 
 
 def test_too_few_patients_are_refused() -> None:
