@@ -96,7 +96,8 @@ def _seeds_note(
 ) -> str:
     """Say which seeds count, and which methods have no model and why."""
     counts = whole.groupby("task", sort=False)["seed"].nunique()
-    said = ", ".join(f"{task}: {n} of {len(comparison.seeds)}" for task, n in counts.items())
+    planned = len(comparison.seeds)
+    said = ", ".join(f"{t.name}: {counts.get(t.name, 0)} of {planned}" for t in comparison.tasks)
     own = any(m.fine_tunes(comparison.trials) != comparison.trials for m in comparison.methods)
     trials = (
         "trials of each method and seed: see the table"
@@ -108,8 +109,10 @@ def _seeds_note(
         missing = [m.name for m in comparison.methods if m.name not in set(models["method"])]
         if missing:
             notes.append(f"Without a model by {task}: {', '.join(missing)}.")
-    for one in status[status["status"] == "FAILED"].itertuples():
-        notes.append(f"Failed: {one.task}, {one.method}, seed {one.seed}: {one.error}.")
+    failed = status[status["status"] == "FAILED"]
+    for (of, name, why), units in failed.groupby(["task", "method", "error"], sort=False):
+        seeds = ", ".join(str(seed) for seed in units["seed"].unique())
+        notes.append(f"Failed: {of}, {name}, seed {seeds}: {why}.")
     return " ".join(notes)
 
 

@@ -85,6 +85,12 @@ class Comparison(_Section):
         for where, name in wanted:
             if name not in names:
                 raise ValueError(f"{where}: no method {name!r} in {', '.join(names)}")
+        fixed = {m.name for m in self.methods if m.space is not None}
+        for m in self.methods:
+            if m.match == "parts" and m.size_of in fixed:
+                raise ValueError(
+                    f"method {m.name}: {m.size_of} has no parts of the searched space; set match to values"
+                )
         return self
 
     @property
@@ -169,11 +175,11 @@ def parse_comparison(raw: dict[str, Any], where: str) -> Comparison:
         message = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{where}: {key + ': ' if key else ''}{message}") from None
     for task in comparison.tasks:
-        alike: dict[tuple[str, str | None], str] = {}
+        alike: dict[tuple[str, str | None, str], str] = {}
         for how in comparison.trained:
             config = comparison.unit_config(task, how, comparison.seeds[0])
             get_objective(config.search.objective)
-            twin = alike.setdefault((config.to_yaml(), how.size_of), how.name)
+            twin = alike.setdefault((config.to_yaml(), how.size_of, how.match), how.name)
             if twin != how.name:
                 has = ", ".join(f"train.{key}={value}" for key, value in how.train.items())
                 why = f": its configuration has {has} already" if has else ""

@@ -37,11 +37,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        EOFError,
-        RuntimeError,
-        pickle.UnpicklingError,
-    ) as error:  # the machine lost its power, say
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:  # after a power loss, say
         logger.warning("%s cannot be read and is not used: %s", path, str(error).partition("\n")[0])
         return None
     return state

@@ -249,6 +249,7 @@ def test_a_method_that_fails_does_not_stop_the_others(
         outcome = compare(comparison, source, StopRequest())
     assert (outcome.finished, outcome.failed, outcome.complete) == (2, 2, True)
     assert "Without a model by spots: linear, stages" in outcome.table
+    assert outcome.table.startswith("Complete seeds: spots: 1 of 1;")
     assert "Failed: spots, linear, seed 1: the loss became nan." in outcome.table
     run = nested(outcome.run_id)["linear", "1"]
     assert run.info.status == "FAILED"

@@ -28,6 +28,12 @@ from fairtune.training import STRATEGIES, make_strategy
         ("[full, {name: x, strategy: nope}]", "", "unknown strategy 'nope'"),
         ("[full, {name: x, space: fullft, size_of: full}]", "", "exclude each other"),
         ("[full, {like: best_fixed, name: x, trials: 3}]", "", "best_of trains nothing"),
+        ("[full, searched, {name: x, size_of: full, match: parts}]", "", "full has no parts"),
+        (
+            "[full, searched, random, {like: random, name: x}]",
+            "",
+            "'random' and 'x' are one method",
+        ),
         ("[full, {name: x, match: parts}]", "", "match goes with size_of"),
         ("[full, {like: random, name: x, match: bits}]", "", "'values' or 'parts'"),
         ("[full, {like: full, name: x, candidates: 2}]", "", "candidates are masks of a search"),
@@ -133,3 +139,10 @@ def test_every_shipped_comparison_loads_and_opens_with_its_command(path: Path) -
     (candidate,) = (how for how in comparison.methods if how.name == comparison.candidate)
     assert (candidate.space, candidate.size_of, candidate.best_of) == (None, None, ())  # a search
     assert min(comparison.seeds) >= 2000  # of seeds that nobody tuned on: docs/evidence.md
+
+
+def test_random_masks_of_as_many_parts_and_values_are_two_methods(
+    tiny_file: Callable[[str], Path],
+) -> None:
+    more = tiny_file("[full, searched, random, {like: random, name: parts, match: parts}]")
+    assert [m.name for m in load_comparison(more).methods][2:] == ["random", "parts"]

@@ -278,9 +278,8 @@ def test_a_break_is_no_work_whenever_a_trial_went_on() -> None:
 
 
 def test_the_epochs_of_a_trial_that_goes_on_count() -> None:
-    settings = SimpleNamespace(max_minutes=None, max_epochs=5)
     budget = SimpleNamespace(
-        workspace=SimpleNamespace(config=SimpleNamespace(search=settings)),
+        workspace=SimpleNamespace(config=tiny_config(search__max_epochs=5)),
         runner=SimpleNamespace(stop=StopRequest()),
         started=time.monotonic(),
     )

@@ -36,6 +36,14 @@ def status(log: RunLog) -> str:
     return log.data().info.status
 
 
+def test_what_runs_within_a_nested_run_is_closed_with_it() -> None:
+    with pytest.raises(InterruptedSearchError), open_run("compare", "c", experiment="e") as log:
+        unit = log.child("unit", "method")
+        trial = unit.child("trial-000", "trial")
+        raise InterruptedSearchError("stopped by SIGTERM")
+    assert [status(one) for one in (log, unit, trial)] == ["KILLED"] * 3
+
+
 def test_a_run_ends_finished_with_its_children() -> None:
     with open_run("search", "my search", experiment="e") as log:
         child = log.child(

@@ -402,7 +402,7 @@ def steps_of_memory(**environment: str) -> tuple[bool, int, int, int]:
     """Return whether memory is kept, the page faults before and after that, and the bytes given back."""
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("the C library is not glibc")
-    free = {k: v for k, v in os.environ.items() if not k.startswith(memory._USERS)}
+    free = {k: v for k, v in os.environ.items() if not k.startswith(memory._ENVIRONMENT)}
     found = subprocess.run(
         [sys.executable, "-c", STEPS_OF_MEMORY],
         env={**free, **environment},
