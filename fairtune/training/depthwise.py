@@ -1,12 +1,14 @@
 """Depthwise convolutions for bf16 on a CPU: the backward pass from kernels that are fast there.
 
-Two of oneDNN's bf16 kernels fall back to plain loops: the gradient of the input where the stride is 2
-(50 times as slow as the forward pass) and that of a weight larger than 3 x 3 (30 times). They took 84 %
-of a training step of EfficientNet-Lite0. Both can be had from kernels that are fast:
+Three of oneDNN's bf16 kernels fall back to plain loops: the gradient of the input where the stride is 2
+(50 times as slow as the forward pass), that of a weight larger than 3 x 3 (30 times) and that of a weight
+larger than the map it goes over (60 times). The first two took 84 % of a training step of EfficientNet-Lite0
+at 96 pixels, the third a tenth of what was left at 64. All can be had from kernels that are fast:
 
 - the gradient of the input is a convolution with stride 1 of the output's gradient, spread out with
   zeros between, by the flipped weight;
-- the gradient of a 5 x 5 weight is put together from those of 3 x 3 weights over shifted inputs.
+- the gradient of a 5 x 5 weight is put together from those of 3 x 3 weights over shifted inputs;
+- the gradient of a 3 x 3 weight over a map of 2 x 2 is that over the map with its padding around it.
 """
 
 from __future__ import annotations
@@ -84,9 +86,12 @@ def _starts(size: int) -> list[int]:
     return [*range(0, size - 3, 3), size - 3]
 
 
-def _slow_otherwise() -> bool:
+def _slow_otherwise(conv: nn.Conv2d, x: Tensor) -> bool:
     """Say whether PyTorch's own backward pass may follow, and would be slow."""
-    return torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+    if not (torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
+        return False
+    fast = max(conv.kernel_size) <= 3 and max(conv.stride) == 1 and min(x.shape[2:]) >= 3
+    return not fast
 
 
 def _convolve(conv: nn.Conv2d, x: Tensor, padding: Pair) -> Tensor:
@@ -101,7 +106,7 @@ class DepthwiseConv2d(nn.Conv2d):
     """`torch.nn.Conv2d`, computed as above; no parameter and no name differs."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102  (as torch's)
-        if not _slow_otherwise():
+        if not _slow_otherwise(self, x):
             return super().forward(x)
         return _convolve(self, x, self.padding)  # type: ignore[arg-type]
 
@@ -110,7 +115,7 @@ class DepthwiseConv2dSame(Conv2dSame):
     """timm's convolution with TensorFlow's padding, computed as above."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102  (as timm's)
-        if not _slow_otherwise():
+        if not _slow_otherwise(self, x):
             return super().forward(x)  # type: ignore[no-untyped-call,no-any-return]
         padded = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
         return _convolve(self, padded, (0, 0))
@@ -130,7 +135,6 @@ def _fits(conv: nn.Conv2d) -> bool:
     return (
         1 < conv.groups == conv.in_channels == conv.out_channels
         and min(conv.kernel_size) >= 3
-        and (max(conv.kernel_size) > 3 or max(conv.stride) > 1)
         and conv.dilation == (1, 1)
         and conv.padding_mode == "zeros"
         and not isinstance(conv.padding, str)

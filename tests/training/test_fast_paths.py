@@ -90,11 +90,22 @@ def test_plain_attention_leaves_masks_and_dropout_to_timm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride"), [(3, 2), (3, (2, 1)), (5, 1), (5, 2), (7, 1), (7, (2, 1))]
+    ("kernel", "stride", "size"),
+    [
+        (3, 2, (13, 10)),
+        (3, (2, 1), (13, 10)),
+        (5, 1, (13, 10)),
+        (5, 2, (13, 10)),
+        (7, 1, (13, 10)),
+        (7, (2, 1), (13, 10)),
+        (3, 1, (2, 2)),
+        (3, 1, (1, 4)),
+        (5, 1, (2, 2)),
+    ],
 )
 @pytest.mark.parametrize("same_padding", [False, True])
 def test_depthwise_has_the_gradients_of_torchs(
-    kernel: int, stride: int | tuple[int, int], same_padding: bool
+    kernel: int, stride: int | tuple[int, int], size: tuple[int, int], same_padding: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     kind = Conv2dSame if same_padding else nn.Conv2d
@@ -106,7 +117,7 @@ def test_depthwise_has_the_gradients_of_torchs(
     assert list(fast.state_dict()) == list(model.state_dict())
     found = []
     for one in (model, fast):
-        x = torch.randn(2, 6, 13, 10, generator=generator.manual_seed(1), requires_grad=True)
+        x = torch.randn(2, 6, *size, generator=generator.manual_seed(1), requires_grad=True)
         with torch.autocast("cpu", torch.bfloat16):
             out = one(x)
         assert ("_Depthwise" in str(out.grad_fn)) == (one is fast)
@@ -124,7 +135,6 @@ def test_depthwise_has_the_gradients_of_torchs(
 
 def test_other_convolutions_stay_torchs() -> None:
     model = nn.Sequential(
-        nn.Conv2d(6, 6, 3, groups=6),  # its kernels are fast
         nn.Conv2d(6, 6, 3, groups=3),
         nn.Conv2d(6, 12, 3, groups=6),
         nn.Conv2d(6, 6, 3, groups=6, dilation=2),
@@ -134,6 +144,17 @@ def test_other_convolutions_stay_torchs() -> None:
     )
     use_fast_depthwise(model)
     assert all(type(conv) is nn.Conv2d for conv in model)
+
+
+@pytest.mark.parametrize(("size", "ours"), [((3, 3), False), ((8, 2), True)])
+def test_a_weight_no_larger_than_its_map_has_torchs_gradients(
+    size: tuple[int, int], ours: bool
+) -> None:
+    model = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, groups=6))
+    use_fast_depthwise(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(torch.randn(2, 6, *size))
+    assert ("_Depthwise" in str(out.grad_fn)) == ours
 
 
 def test_bf16_under_a_mask_follows_fp32(
