@@ -82,6 +82,7 @@ def compare(
     Examples:
       fairtune compare --config configs/compare/demo.yaml
       fairtune compare --resume RUN_ID --max-minutes 60
+      fairtune compare --resume RUN_ID -o search.executor=spark -o search.parallelism=8
     """
     from fairtune.comparison.compare import compare as run_compare
     from fairtune.comparison.compare import settings_of
@@ -93,9 +94,7 @@ def compare(
     if config_path:
         comparison = load_comparison(config_path, changes)
     elif resume:
-        if changes:
-            raise InputError("a comparison goes on as it began: give no -o and no --folds here")
-        comparison = settings_of(existing_run(resume))
+        comparison = settings_of(existing_run(resume)).changed(changes)
     else:
         raise InputError("give --config configs/compare/demo.yaml, say, or --resume RUN_ID")
     with handle_signals() as stop:

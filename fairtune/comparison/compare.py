@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -22,6 +22,7 @@ from fairtune.interrupt import StopRequest
 from fairtune.progress import progress_bar
 from fairtune.search.executors import Executor, make_executor
 from fairtune.search.search import EXPERIMENT
+from fairtune.search.settings import WORKER_KEYS
 from fairtune.tracking.runs import KIND, RunLog, existing_run, open_run
 from fairtune.workspace import open_workspace
 
@@ -94,7 +95,6 @@ def compare(
         open_workspace(config, unit.task.source or source)
     first = parse_config(comparison.tasks[0].config, "configuration")
     executor = make_executor(first.search, device=first.device)
-    width = first.search.parallelism if first.search.executor == "spark" else 1
     name = f"compare {comparison.name}"
     stop.check()
     with open_run("compare", name, experiment=EXPERIMENT, resume=resume) as log:
@@ -102,7 +102,7 @@ def compare(
         log.log(tags={NAME: comparison.name, **({SOURCE: source} if source else {})})
         log.end_children("KILLED")  # of a process that was killed
         runner = UnitRunner(comparison, source, log, stop)
-        run_units(todo, runner, executor, width, max_minutes)
+        run_units(todo, runner, executor, max_minutes)
         outcome = summarize(log, comparison)
     if not outcome.complete:
         log.end("KILLED")
@@ -118,13 +118,13 @@ def unfinished(log: RunLog, comparison: Comparison) -> list[Unit]:
 
 
 def check_same(log: RunLog, comparison: Comparison) -> None:
-    """Refuse to go on with a run that compares something else."""
+    """Refuse to go on with a run that compares something else; other workers may go on with it."""
     if log.data().data.tags.get(KIND) != "compare":
         raise InputError(f"run {log.run_id} is no comparison; only one can be resumed here")
-    if settings_of(log) != comparison:
+    if settings_of(log).apart_from_workers() != comparison.apart_from_workers():
         raise InputError(
-            f"run {log.run_id} was started with other settings: give no --config, and its own are "
-            "taken, or start a new comparison"
+            f"run {log.run_id} was started with other settings: give no --config and of -o only "
+            f"{', '.join(WORKER_KEYS)}, and its own are taken, or start a new comparison"
         )
 
 
@@ -137,30 +137,25 @@ def run_units(
     todo: Sequence[Unit],
     runner: UnitRunner,
     executor: Executor,
-    width: int,
     max_minutes: float | None,
 ) -> None:
-    """Run units, `width` at a time, and show the time that is left."""
+    """Run units in order, each when there is a worker for it, and show the time that is left."""
     started = time.monotonic()
     total = len(units(runner.comparison))
     bar = progress_bar(total=total, initial=total - len(todo), unit="unit", desc="compare")
+
+    def in_time(some: Iterable[Unit]) -> Iterator[Unit]:
+        for unit in some:
+            if max_minutes is not None and time.monotonic() - started >= max_minutes * 60:
+                return
+            bar.set_postfix_str(unit.title)
+            yield unit
+
     with bar:
-        for chunk in _chunks(todo, width):
-            minutes = (time.monotonic() - started) / 60
-            if max_minutes is not None and minutes >= max_minutes:
-                break
-            bar.set_postfix_str(chunk[0].title)
-            executor.map(runner, chunk, runner.parent, runner.stop)
+        # A mask that hangs on another's is begun when that one has ended.
+        for _, same in groupby(todo, key=lambda unit: (unit.seed, unit.method.size_of is None)):
+            executor.map(runner, in_time(same), runner.parent, runner.stop, on_done=bar.update)
             runner.stop.check()
-            bar.update(len(chunk))
-
-
-def _chunks(left: Sequence[Unit], width: int) -> Iterator[list[Unit]]:
-    """Cut into chunks that run at once; a mask that hangs on another's is never with it."""
-    for _, group in groupby(left, key=lambda unit: (unit.seed, unit.method.size_of is None)):
-        same = list(group)
-        for start in range(0, len(same), width):
-            yield same[start : start + width]
 
 
 def summarize(log: RunLog, comparison: Comparison) -> ComparisonOutcome:

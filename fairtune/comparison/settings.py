@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fairtune.comparison.methods import FULL, SEARCHED, Method, method
 from fairtune.config import Config, load_config, parse_config, with_overrides, with_values
 from fairtune.errors import InputError
 from fairtune.fairness import get_objective
+from fairtune.search.settings import WORKER_KEYS
 
 
 class _Section(BaseModel):
@@ -102,6 +104,19 @@ class Comparison(_Section):
     def choices(self, chooser: Method) -> tuple[str, ...]:
         """Return the methods in this comparison among which a `best_of` chooses."""
         return tuple(m.name for m in self.methods if m.name in chooser.best_of)
+
+    def changed(self, overrides: Iterable[str]) -> Comparison:
+        """Return the comparison with ``key=value`` overrides in the configuration of every task."""
+        return self._with_configs(lambda config: with_overrides(config, overrides))
+
+    def apart_from_workers(self) -> Comparison:
+        """Return the comparison without what says where its units run, to be compared with another."""
+        workers = dict.fromkeys(WORKER_KEYS)
+        return self._with_configs(lambda config: with_values(config, workers))
+
+    def _with_configs(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Comparison:
+        tasks = [task.model_copy(update={"config": change(task.config)}) for task in self.tasks]
+        return self.model_copy(update={"tasks": tuple(tasks)})
 
     def to_yaml(self) -> str:
         """Return YAML that `parse_comparison` reads back to an equal value."""

@@ -11,7 +11,8 @@ import tempfile
 import threading
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,6 @@ from hyperopt.exceptions import AllTrialsFailed
 import fairtune
 from fairtune.errors import FairtuneError, InputError
 from fairtune.interrupt import InterruptedSearchError, StopRequest
-from fairtune.progress import progress_bar
 from fairtune.search.proposer import Proposer
 from fairtune.search.runner import ERROR, KEY, TrialRunner
 from fairtune.search.settings import SearchSettings
@@ -56,16 +56,23 @@ class Executor(ABC):
     def map(
         self,
         function: Callable[[A], B],
-        items: Sequence[A],
+        items: Iterable[A],
         log: RunLog,
         stop: StopRequest,
         *,
-        title: str = "",
+        on_done: Callable[[], object] = lambda: None,
     ) -> list[B]:
-        """Apply a picklable function to each item, in order of the items.
+        """Apply a picklable function to each item; the results are in the items' order.
 
-        `log` is the parent run, through which workers elsewhere hear of a request to stop. With a
-        `title` the work in this process shows a bar.
+        An item is asked for when there is a worker for it, and `on_done` is called after each. `log` is the
+        parent run, through which workers elsewhere hear of a request to stop.
+
+        Raises
+        ------
+        InterruptedSearchError
+            On a request to stop; what runs has ended.
+        LostWorkersError
+            When an item was lost with its worker twice.
         """
 
     def minimize(self, runner: TrialRunner, proposer: Proposer, trials: Trials) -> None:
@@ -96,18 +103,18 @@ class SerialExecutor(Executor):
     def map(
         self,
         function: Callable[[A], B],
-        items: Sequence[A],
+        items: Iterable[A],
         log: RunLog,
         stop: StopRequest,
         *,
-        title: str = "",
+        on_done: Callable[[], object] = lambda: None,
     ) -> list[B]:
         """See `Executor.map`."""
-        bar = progress_bar(items, desc=title, unit="fine-tune", disable=not title)
         results = []
-        for item in bar:
+        for item in items:
             stop.check()
             results.append(function(item))
+            on_done()
         return results
 
 
@@ -139,28 +146,52 @@ class SparkExecutor(Executor):
     def map(
         self,
         function: Callable[[A], B],
-        items: Sequence[A],
+        items: Iterable[A],
         log: RunLog,
         stop: StopRequest,
         *,
-        title: str = "",
+        on_done: Callable[[], object] = lambda: None,
     ) -> list[B]:
-        """See `Executor.map`."""
-        if not items:
-            return []
+        """See `Executor.map`. Each item is a Spark job of its own, so that none waits for a slower one."""
         context = self.session.sparkContext
-        with _stop_reaches_workers(log, stop):
+
+        def job(item: A) -> B:
+            result: list[B] = context.parallelize([item], 1).map(function).collect()
+            return result[0]
+
+        results: list[Future[B]] = []
+        running: set[Future[B]] = set()
+
+        def next_ends() -> None:
+            done, left = wait(running, return_when=FIRST_COMPLETED)
+            running.intersection_update(left)
+            for future in done:
+                future.result()
+                on_done()
+
+        with _stop_reaches_workers(log, stop), ThreadPoolExecutor(self.parallelism) as pool:
             try:
-                at_once = context.parallelize(items, min(len(items), self.parallelism))
-                result: list[B] = at_once.map(function).collect()
+                for item in items:
+                    if stop.requested:
+                        break
+                    results.append(pool.submit(job, item))
+                    running.add(results[-1])
+                    if len(running) == self.parallelism:
+                        next_ends()
+                while running:
+                    next_ends()
             except Exception as error:
                 if stop.requested:
-                    raise InterruptedSearchError("stopped by Ctrl-C") from None
+                    raise InterruptedSearchError(stop.reason) from None
                 raise LostWorkersError(
-                    f"a final run failed twice with its worker: {one_line(error)}; go on with "
+                    f"work failed twice with its worker: {one_line(error)}; go on with "
                     f"--resume {log.run_id}"
                 ) from error
-        return result
+            except BaseException:  # a second Ctrl-C: threads end with their jobs
+                context.cancelAllJobs()
+                raise
+        stop.check()
+        return [future.result() for future in results]
 
 
 class _ReadingSession:

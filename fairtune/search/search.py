@@ -18,10 +18,12 @@ from fairtune.errors import InputError
 from fairtune.fairness import get_objective
 from fairtune.interrupt import StopRequest
 from fairtune.peft import Mask, merge_adapters
+from fairtune.progress import progress_bar
 from fairtune.search.examples import log_examples
 from fairtune.search.executors import Executor, make_executor
 from fairtune.search.final import BASELINES, FinalRunner, baselines, choose_candidates
 from fairtune.search.runner import TrialRunner
+from fairtune.search.settings import WORKER_KEYS
 from fairtune.search.standings import Standing, pick_winner, standings
 from fairtune.search.study import FinishedTrial, run_study, search_space
 from fairtune.search.summary import summarize
@@ -43,14 +45,11 @@ from fairtune.workspace import Workspace, open_workspace
 logger = logging.getLogger(__name__)
 
 BUDGET_KEYS = (
+    *WORKER_KEYS,
     "device",
-    "search.gpus_per_trial",
-    "search.executor",
     "search.max_epochs",
     "search.max_minutes",
-    "search.parallelism",
     "search.patience",
-    "search.spark_master",
     "search.trials",
 )
 EXPERIMENT = "fairtune"
@@ -229,7 +228,10 @@ def run_finals(
     candidates += baselines(workspace, trials, objective)
     jobs = [(candidate, index) for candidate in candidates for index in range(settings.seeds)]
     logger.info("fine-tuning %d candidates again, %d seeds each", len(candidates), settings.seeds)
-    runs = executor.map(FinalRunner(config, source, log, stop), jobs, log, stop, title="finals")
+    with progress_bar(total=len(jobs), desc="finals", unit="fine-tune") as bar:
+        runs = executor.map(
+            FinalRunner(config, source, log, stop), jobs, log, stop, on_done=bar.update
+        )
     stop.check()
     return standings(runs)
 

@@ -18,6 +18,14 @@ from pydantic import (
 from fairtune.registry import unknown_name
 from fairtune.training.recipe import STRATEGY_OPTION, Recipe
 
+WORKER_KEYS = (
+    "search.executor",
+    "search.gpus_per_trial",
+    "search.parallelism",
+    "search.spark_master",
+)
+"""Keys of a configuration that say where work is done, not what."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

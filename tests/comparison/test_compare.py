@@ -345,7 +345,11 @@ def test_the_command_stops_by_the_clock_and_goes_on(
     assert "the claim about `full` is not decided" in second.stdout
     third = run(main, ["compare", "--resume", said["run_id"], "-o", "train.epochs=3"])
     assert third.exit_code == 2
-    assert "a comparison goes on as it began" in third.stderr
+    assert "was started with other settings: give no --config and of -o only" in third.stderr
+    fourth = run(main, ["compare", "--resume", said["run_id"], "-o", "search.parallelism=3"])
+    assert fourth.exit_code == 0, fourth.output
+    kept = settings_of(existing_run(said["run_id"])).tasks[0].config
+    assert kept["search"]["parallelism"] == 3
 
 
 @pytest.mark.parametrize(

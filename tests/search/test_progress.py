@@ -13,11 +13,13 @@ from typing import Any, cast
 import pytest
 from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK
 from search.samples import N_IMAGES, tiny_config
+from search.test_whole_search import ONE_FINAL
 
 from fairtune.fairness import get_objective
 from fairtune.interrupt import InterruptedSearchError, StopRequest
 from fairtune.progress import LogHandler, progress_bar
 from fairtune.search.executors import SerialExecutor
+from fairtune.search.search import search
 from fairtune.search.single import fine_tune_once
 from fairtune.search.study import _Progress
 
@@ -75,15 +77,22 @@ def test_quiet_is_quiet(caplog: Any) -> None:
         _Progress(4, get_objective("auroc"), show=True) as progress,
     ):
         progress.update(trials(ended(0.2, 90.0)))
-        SerialExecutor().map(str, [1], cast(Any, None), StopRequest(), title="finals")
     assert screen.getvalue() == ""
 
 
-def test_the_finals_have_a_bar() -> None:
+def test_a_search_has_bars_of_its_trials_and_its_finals(store: str, source: str) -> None:
     with terminal() as screen:
-        made = SerialExecutor().map(str, [1, 2], cast(Any, None), StopRequest(), title="finals")
-    assert made == ["1", "2"]
+        search(tiny_config(search__trials=2, search__final=ONE_FINAL), source, StopRequest())
     assert "finals: 100%" in screen.getvalue()
+
+
+def test_each_item_is_told_when_it_is_done() -> None:
+    done: list[int] = []
+    made = SerialExecutor().map(
+        str, [1, 2], cast(Any, None), StopRequest(), on_done=lambda: done.append(1)
+    )
+    assert made == ["1", "2"]
+    assert len(done) == 2
 
 
 def test_where_nobody_looks_on_there_are_lines_and_no_bar(

@@ -196,6 +196,37 @@ def test_a_final_run_whose_worker_dies_twice_is_one_line(store: str) -> None:
     assert "\n" not in str(told.value)
 
 
+def test_a_free_worker_takes_the_next_and_as_many_run_as_are_wanted(
+    store: str, tmp_path: Path
+) -> None:
+    folder = str(tmp_path)
+
+    def work(item: int) -> tuple[int, int]:  # local, so that it travels to the workers as it is
+        mine = Path(folder) / f"{item}.running"
+        mine.touch()
+        beside = len(list(Path(folder).glob("*.running")))
+        time.sleep(4.0 if item == 0 else 0.2)
+        mine.unlink()
+        return item, beside
+
+    asked: list[tuple[int, int]] = []
+    done: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(6):
+            asked.append((item, len(done)))
+            yield item
+
+    with open_run("search", "s", experiment="e") as log:
+        found = SparkExecutor(None, 2).map(
+            work, items(), log, StopRequest(), on_done=lambda: done.append(1)
+        )
+    assert [item for item, _ in found] == list(range(6))
+    assert max(beside for _, beside in found) == 2
+    assert asked == [(0, 0), (1, 0), (2, 1), (3, 2), (4, 3), (5, 4)]  # the first ran all the while
+    assert len(done) == 6
+
+
 @pytest.mark.parametrize("executor", ["spark", "serial"])
 def test_a_stopped_search_of_workers_goes_on(store: str, source: str, executor: str) -> None:
     config = tiny_config(search__trials=6, train__epochs=20, **CONFIG)
