@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import pandas as pd
 import yaml
@@ -139,22 +139,31 @@ def run_units(
     executor: Executor,
     max_minutes: float | None,
 ) -> None:
-    """Run units in order, each when there is a worker for it, and show the time that is left."""
-    started = time.monotonic()
+    """Run units in order, each when there is a worker for it, and show the time that is left.
+
+    One whose mask hangs on another's waits for that one to end; those after it go first.
+    """
+    until = math.inf if max_minutes is None else time.monotonic() + max_minutes * 60
     total = len(units(runner.comparison))
     bar = progress_bar(total=total, initial=total - len(todo), unit="unit", desc="compare")
+    left = {unit.key: unit for unit in todo}
+    not_ended = set(left)
 
-    def in_time(some: Iterable[Unit]) -> Iterator[Unit]:
-        for unit in some:
-            if max_minutes is not None and time.monotonic() - started >= max_minutes * 60:
+    def ready() -> Iterator[Unit]:
+        while time.monotonic() < until:
+            unit = next((unit for unit in left.values() if unit.needs not in not_ended), None)
+            if unit is None:
                 return
             bar.set_postfix_str(unit.title)
-            yield unit
+            yield left.pop(unit.key)
+
+    def ended(unit: Unit) -> None:
+        not_ended.discard(unit.key)
+        bar.update()
 
     with bar:
-        # A mask that hangs on another's is begun when that one has ended.
-        for _, same in groupby(todo, key=lambda unit: (unit.seed, unit.method.size_of is None)):
-            executor.map(runner, in_time(same), runner.parent, runner.stop, on_done=bar.update)
+        while left and time.monotonic() < until:
+            executor.map(runner, ready(), runner.parent, runner.stop, on_done=ended)
             runner.stop.check()
 
 

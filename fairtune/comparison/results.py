@@ -64,8 +64,9 @@ class Results:
 
 def collect(log: RunLog, comparison: Comparison) -> Results:
     """Read everything that the comparison's runs have, of the settings as they are now."""
-    wanted = {unit.key for unit in units(comparison)}
-    runs = [run for run in log.children() if run.data.tags.get(UNIT) in wanted]
+    place = {unit.key: place for place, unit in enumerate(units(comparison))}
+    runs = [run for run in log.children() if run.data.tags.get(UNIT) in place]
+    runs.sort(key=lambda run: place[run.data.tags[UNIT]])  # whoever was first, the same tables
     status = pd.DataFrame([_status(run) for run in runs], columns=[*_STATUS])
     finished: dict[Key, list[Run]] = {}
     for run in runs:

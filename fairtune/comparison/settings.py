@@ -88,7 +88,12 @@ class Comparison(_Section):
             if name not in names:
                 raise ValueError(f"{where}: no method {name!r} in {', '.join(names)}")
         fixed = {m.name for m in self.methods if m.space is not None}
+        without = {m.name for m in self.methods if m.best_of or m.size_of}
         for m in self.methods:
+            if m.size_of in without:
+                raise ValueError(
+                    f"method {m.name}: {m.size_of} has no mask of its own; size_of names one that has"
+                )
             if m.match == "parts" and m.size_of in fixed:
                 raise ValueError(
                     f"method {m.name}: {m.size_of} has no parts of the searched space; set match to values"

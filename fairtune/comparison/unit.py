@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from mlflow.entities import Run
@@ -61,7 +61,15 @@ class Unit:
 
         The configuration is not part of it: a later release, with more keys in it, finds it again.
         """
-        what = [self.task.name, self.method.name, self.seed, self.fold]
+        return self._key_of(self.method.name)
+
+    @property
+    def needs(self) -> str | None:
+        """Return the key of the unit whose mask gives the size of this one's."""
+        return None if self.method.size_of is None else self._key_of(self.method.size_of)
+
+    def _key_of(self, method: str) -> str:
+        what = [self.task.name, method, self.seed, self.fold]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
     @property
@@ -210,13 +218,12 @@ class UnitRunner:
 
     def _run_of(self, unit: Unit) -> Run:
         """Find the run of the unit whose mask gives the size."""
-        other = next(m for m in self.comparison.methods if m.name == unit.method.size_of)
-        key = replace(unit, method=other).key
-        where = f"tags.`{UNIT}` = '{key}' and attributes.status = 'FINISHED'"
+        where = f"tags.`{UNIT}` = '{unit.needs}' and attributes.status = 'FINISHED'"
         found = self.parent.children(where)
         if not found:
+            how = unit.method
             raise NoMaskError(
-                f"{unit.method.name} takes the size of {other.name}, which has no model for this seed"
+                f"{how.name} takes the size of {how.size_of}, which has no model for this seed"
             )
         return found[-1]
 

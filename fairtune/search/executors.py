@@ -60,12 +60,12 @@ class Executor(ABC):
         log: RunLog,
         stop: StopRequest,
         *,
-        on_done: Callable[[], object] = lambda: None,
+        on_done: Callable[[A], object] = lambda item: None,
     ) -> list[B]:
         """Apply a picklable function to each item; the results are in the items' order.
 
-        An item is asked for when there is a worker for it, and `on_done` is called after each. `log` is the
-        parent run, through which workers elsewhere hear of a request to stop.
+        An item is asked for when there is a worker for it, and `on_done` is told of each that has ended.
+        `log` is the parent run, through which workers elsewhere hear of a request to stop.
 
         Raises
         ------
@@ -107,14 +107,14 @@ class SerialExecutor(Executor):
         log: RunLog,
         stop: StopRequest,
         *,
-        on_done: Callable[[], object] = lambda: None,
+        on_done: Callable[[A], object] = lambda item: None,
     ) -> list[B]:
         """See `Executor.map`."""
         results = []
         for item in items:
             stop.check()
             results.append(function(item))
-            on_done()
+            on_done(item)
         return results
 
 
@@ -150,7 +150,7 @@ class SparkExecutor(Executor):
         log: RunLog,
         stop: StopRequest,
         *,
-        on_done: Callable[[], object] = lambda: None,
+        on_done: Callable[[A], object] = lambda item: None,
     ) -> list[B]:
         """See `Executor.map`. Each item is a Spark job of its own, so that none waits for a slower one."""
         context = self.session.sparkContext
@@ -160,14 +160,12 @@ class SparkExecutor(Executor):
             return result[0]
 
         results: list[Future[B]] = []
-        running: set[Future[B]] = set()
+        running: dict[Future[B], A] = {}
 
         def next_ends() -> None:
-            done, left = wait(running, return_when=FIRST_COMPLETED)
-            running.intersection_update(left)
-            for future in done:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
                 future.result()
-                on_done()
+                on_done(running.pop(future))
 
         with _stop_reaches_workers(log, stop), ThreadPoolExecutor(self.parallelism) as pool:
             try:
@@ -175,7 +173,7 @@ class SparkExecutor(Executor):
                     if stop.requested:
                         break
                     results.append(pool.submit(job, item))
-                    running.add(results[-1])
+                    running[results[-1]] = item
                     if len(running) == self.parallelism:
                         next_ends()
                 while running:

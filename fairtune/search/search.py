@@ -230,7 +230,11 @@ def run_finals(
     logger.info("fine-tuning %d candidates again, %d seeds each", len(candidates), settings.seeds)
     with progress_bar(total=len(jobs), desc="finals", unit="fine-tune") as bar:
         runs = executor.map(
-            FinalRunner(config, source, log, stop), jobs, log, stop, on_done=bar.update
+            FinalRunner(config, source, log, stop),
+            jobs,
+            log,
+            stop,
+            on_done=lambda job: bar.update(),
         )
     stop.check()
     return standings(runs)

@@ -34,6 +34,8 @@ from fairtune.training import STRATEGIES, make_strategy
             "",
             "'random' and 'x' are one method",
         ),
+        ("[full, searched, random, {name: x, size_of: random}]", "", "random has no mask of its"),
+        ("[full, searched, best_fixed, {name: x, size_of: best_fixed}]", "", "best_fixed has no"),
         ("[full, {name: x, match: parts}]", "", "match goes with size_of"),
         ("[full, {like: random, name: x, match: bits}]", "", "'values' or 'parts'"),
         ("[full, {like: full, name: x, candidates: 2}]", "", "candidates are masks of a search"),

@@ -18,6 +18,7 @@ from comparison.test_compare import frame, only_comparison
 
 from fairtune.cli import main
 from fairtune.comparison.compare import compare
+from fairtune.comparison.unit import units
 from fairtune.interrupt import InterruptedSearchError, StopRequest
 from fairtune.tracking.runs import RunLog
 
@@ -64,5 +65,10 @@ def test_it_goes_on_with_other_workers_to_the_same_figures(
     assert {run.info.status for run in runs} == {"FINISHED"}
     starts = sorted((run.info.start_time, run.info.end_time) for run in runs)
     assert any(b[0] < a[1] for a, b in itertools.pairwise(starts))  # two at once
+    ended = {run.data.tags["fairtune.unit"]: run.info.end_time for run in runs}
+    begun = {run.data.tags["fairtune.unit"]: run.info.start_time for run in runs}
+    drawn = [unit for unit in units(comparison) if unit.needs]
+    assert [unit.method.name for unit in drawn] == ["random", "random"]
+    assert all(ended[unit.needs] <= begun[unit.key] for unit in drawn if unit.needs)
     mine, theirs = frame(log, "models.csv"), frame(whole[1], "models.csv")
     pd.testing.assert_frame_equal(mine, theirs, check_exact=False, rtol=1e-6)

@@ -88,11 +88,9 @@ def test_a_search_has_bars_of_its_trials_and_its_finals(store: str, source: str)
 
 def test_each_item_is_told_when_it_is_done() -> None:
     done: list[int] = []
-    made = SerialExecutor().map(
-        str, [1, 2], cast(Any, None), StopRequest(), on_done=lambda: done.append(1)
-    )
+    made = SerialExecutor().map(str, [1, 2], cast(Any, None), StopRequest(), on_done=done.append)
     assert made == ["1", "2"]
-    assert len(done) == 2
+    assert done == [1, 2]
 
 
 def test_where_nobody_looks_on_there_are_lines_and_no_bar(
