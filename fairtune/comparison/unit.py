@@ -25,7 +25,7 @@ from fairtune.search.standings import pick_winner, standings
 from fairtune.search.study import FinishedTrial, run_study, search_space
 from fairtune.search.trial import check_validation, mask_params, mask_tags, run_trial
 from fairtune.search.winner import SPLITS, evaluate_run
-from fairtune.search.worker import stop_requested, worker_workspace
+from fairtune.search.worker import HeardStop, worker_workspace
 from fairtune.seeding import seed as named_seed
 from fairtune.tracking.runs import RunLog, is_store_failure, one_line
 from fairtune.workspace import Workspace
@@ -113,8 +113,14 @@ class UnitRunner:
     parent: RunLog
     stop: StopRequest = field(default_factory=StopRequest)
 
+    @property
+    def heard(self) -> StopRequest:
+        """The request to stop, wherever the unit runs: trials know of their unit's run alone."""
+        return HeardStop(self.stop, self.parent)
+
     def __call__(self, unit: Unit) -> str:
         """Run one unit; returns the status of its run."""
+        self.heard.check()
         log, done = self._open(unit)
         if done:
             return "FINISHED"
@@ -156,7 +162,7 @@ class UnitRunner:
         check_validation(workspace)
         describe(log, workspace, source)
         runner = TrialRunner(
-            config, source, search_space(workspace), log, self.stop, keep_models=False
+            config, source, search_space(workspace), log, self.heard, keep_models=False
         )
         trials = run_study(runner, SerialExecutor(), workspace, show_progress=False)
         if config.search.final.candidates > 1:
@@ -173,7 +179,7 @@ class UnitRunner:
         objective, settings = get_objective(config.search.objective), config.search.final
         masks = {trial.number: workspace.mask(trial.point.bits) for trial in trials}
         candidates = choose_candidates(trials, objective, settings.candidates, masks)
-        repeat = FinalRunner(config, source, log, self.stop)
+        repeat = FinalRunner(config, source, log, self.heard)
         runs = [repeat((one, index)) for one in candidates for index in range(settings.seeds)]
         winner = pick_winner(standings(runs), objective, settings)
         return next(trial for trial in trials if trial.number == winner.candidate.number)
@@ -195,7 +201,7 @@ class UnitRunner:
             objective=get_objective(config.search.objective),
             log=log,
             extras=point.extras,
-            should_stop=lambda: stop_requested(self.stop, self.parent),
+            should_stop=lambda: self.heard.requested,
         )
         if trial.epochs < config.train.epochs:
             log.end("KILLED")

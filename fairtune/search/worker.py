@@ -40,3 +40,16 @@ def stop_requested(stop: StopRequest, parent: RunLog) -> bool:
     if stop.requested or spark_task() is None:
         return stop.requested
     return parent.data().data.tags.get(STOP) == "true"
+
+
+class HeardStop(StopRequest):
+    """A request to stop as a worker hears it, for work that has runs of its own between it and `parent`."""
+
+    def __init__(self, stop: StopRequest, parent: RunLog) -> None:
+        self._stop, self._parent = stop, parent
+        self.reason = stop.reason
+
+    @property
+    def requested(self) -> bool:  # type: ignore[override]
+        """Whether someone has asked to stop."""
+        return stop_requested(self._stop, self._parent)

@@ -28,9 +28,9 @@ if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def stop_after_two_units(stop: StopRequest) -> None:
+def stop_after_two(kind: str, stop: StopRequest) -> None:
     def watch() -> None:
-        done = "tags.`fairtune.kind` = 'method' and attributes.status = 'FINISHED'"
+        done = f"tags.`fairtune.kind` = '{kind}' and attributes.status = 'FINISHED'"
         while len(mlflow.search_runs(search_all_experiments=True, filter_string=done)) < 2:
             time.sleep(0.2)
         stop.requested = True
@@ -45,7 +45,7 @@ def test_it_goes_on_with_other_workers_to_the_same_figures(
         ["search.executor=spark", "search.parallelism=2"]
     )
     stop = StopRequest()
-    stop_after_two_units(stop)
+    stop_after_two("method", stop)
     with pytest.raises(InterruptedSearchError):
         compare(comparison, source, stop)
     log = only_comparison()
@@ -72,3 +72,18 @@ def test_it_goes_on_with_other_workers_to_the_same_figures(
     assert all(ended[unit.needs] <= begun[unit.key] for unit in drawn if unit.needs)
     mine, theirs = frame(log, "models.csv"), frame(whole[1], "models.csv")
     pd.testing.assert_frame_equal(mine, theirs, check_exact=False, rtol=1e-6)
+
+
+def test_ctrl_c_reaches_the_trials_of_units_on_workers(mlflow_store: str, source: str) -> None:
+    comparison = comparison_of(["full", "linear"], seeds=[1], candidate="full", trials=60).changed(
+        ["search.executor=spark", "search.parallelism=2"]
+    )
+    stop = StopRequest()
+    stop_after_two("trial", stop)
+    with pytest.raises(InterruptedSearchError):
+        compare(comparison, source, stop)
+    log = only_comparison()
+    assert log.data().info.status == "KILLED"
+    for unit in log.children():
+        assert unit.info.status == "KILLED"
+        assert len(log.sibling(unit.info.run_id).children()) < 60
