@@ -46,10 +46,12 @@ def comparison_part(name: str, figures: Path) -> str | None:
     log = existing_run(runs[0]["run_id"])
     units = pd.read_csv(log.client.download_artifacts(log.run_id, "units.csv"))
     done = units[units["status"] == "FINISHED"]
+    minutes = done["minutes"].median()  # a unit that was cut off and went on counts the break
     parts = [
         log.read_text("table.md").strip(),
         f"Run: {len(done)} of {runs[0]['metrics.units_total']:.0f} units, "
-        f"{done['minutes'].median():.1f} minutes a unit (median, from start to end).",
+        f"{minutes:.1f} minutes a unit (median, from start to end): some {minutes * len(done) / 60:.1f} "
+        "hours of one worker.",
     ]
     with tempfile.TemporaryDirectory() as folder:
         source = log.download("figures", folder)
