@@ -118,7 +118,7 @@ def unfinished(log: RunLog, comparison: Comparison) -> list[Unit]:
 
 
 def check_same(log: RunLog, comparison: Comparison) -> None:
-    """Refuse to go on with a run that compares something else; other workers may go on with it."""
+    """Refuse to go on with a run that compares something else; where its units run may change."""
     if log.data().data.tags.get(KIND) != "compare":
         raise InputError(f"run {log.run_id} is no comparison; only one can be resumed here")
     if settings_of(log).apart_from_workers() != comparison.apart_from_workers():
@@ -149,22 +149,25 @@ def run_units(
     left = {unit.key: unit for unit in todo}
     not_ended = set(left)
 
-    def ready() -> Iterator[Unit]:
-        while time.monotonic() < until:
+    def ready() -> Iterator[Unit | None]:
+        while left and time.monotonic() < until:
             unit = next((unit for unit in left.values() if unit.needs not in not_ended), None)
-            if unit is None:
-                return
-            bar.set_postfix_str(unit.title)
-            yield left.pop(unit.key)
+            if unit is not None:
+                bar.set_postfix_str(unit.title)
+                del left[unit.key]
+            yield unit
 
-    def ended(unit: Unit) -> None:
+    def ended(unit: Unit, failure: str | None) -> None:
+        if failure is not None:
+            logger.warning("%s failed: %s", unit.title, failure)
         not_ended.discard(unit.key)
         bar.update()
 
     with bar:
-        while left and time.monotonic() < until:
-            executor.map(runner, ready(), runner.parent, runner.stop, on_done=ended)
-            runner.stop.check()
+        executor.map(
+            runner, ready(), runner.parent, runner.stop, on_done=ended, when_lost=runner.lost
+        )
+        runner.stop.check()
 
 
 def summarize(log: RunLog, comparison: Comparison) -> ComparisonOutcome:

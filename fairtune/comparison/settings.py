@@ -115,9 +115,17 @@ class Comparison(_Section):
         return self._with_configs(lambda config: with_overrides(config, overrides))
 
     def apart_from_workers(self) -> Comparison:
-        """Return the comparison without what says where its units run, to be compared with another."""
+        """Return the comparison without what says where its units run, to be compared with another.
+
+        Keys that a configuration does not have, as it is of an earlier release, have their defaults.
+        """
         workers = dict.fromkeys(WORKER_KEYS)
-        return self._with_configs(lambda config: with_values(config, workers))
+
+        def whole(config: dict[str, Any]) -> dict[str, Any]:
+            values = parse_config(config, "configuration").model_dump(mode="json", by_alias=True)
+            return with_values(values, workers)
+
+        return self._with_configs(whole)
 
     def _with_configs(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Comparison:
         tasks = [task.model_copy(update={"config": change(task.config)}) for task in self.tasks]

@@ -118,25 +118,32 @@ class UnitRunner:
         """The request to stop, wherever the unit runs: trials know of their unit's run alone."""
         return HeardStop(self.stop, self.parent)
 
-    def __call__(self, unit: Unit) -> str:
-        """Run one unit; returns the status of its run."""
+    def __call__(self, unit: Unit) -> str | None:
+        """Run one unit; returns why it failed, if it did."""
         self.heard.check()
         log, done = self._open(unit)
         if done:
-            return "FINISHED"
+            return None
         try:
             self._run(unit, log)
         except Exception as error:
             if is_store_failure(error):
                 raise
-            logger.warning("%s failed: %s", unit.title, one_line(error))
             logger.debug("unit failed", exc_info=True)
-            log.log(tags={ERROR: one_line(error)})
-            log.end_children("KILLED")
-            log.end("FAILED")
-            return "FAILED"
+            return self._failed(log, one_line(error))
         log.end()
-        return "FINISHED"
+        return None
+
+    def lost(self, unit: Unit, reason: str) -> str:
+        """Close a unit that was lost with its worker, twice; returns the reason."""
+        log, _ = self._open(unit)
+        return self._failed(log, reason)
+
+    def _failed(self, log: RunLog, reason: str) -> str:
+        log.log(tags={ERROR: reason})
+        log.end_children("KILLED")
+        log.end("FAILED")
+        return reason
 
     def _open(self, unit: Unit) -> tuple[RunLog, bool]:
         """Find the unit's run, or open it; the second value says whether it is finished."""
@@ -205,7 +212,7 @@ class UnitRunner:
         )
         if trial.epochs < config.train.epochs:
             log.end("KILLED")
-            raise InterruptedSearchError("stopped by Ctrl-C")
+            raise InterruptedSearchError(self.stop.reason)
         evaluate_run(workspace, log, {name: workspace.split(name) for name in SPLITS})
 
     def _with_random_mask(

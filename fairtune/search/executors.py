@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
+import re
 import signal
 import socket
 import sys
 import tempfile
 import threading
+import uuid
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
 import mlflow
 import numpy as np
 from hyperopt import JOB_STATE_ERROR, Trials, fmin
 from hyperopt.exceptions import AllTrialsFailed
+from mlflow.exceptions import MlflowException
 
 import fairtune
 from fairtune.errors import FairtuneError, InputError
@@ -29,7 +33,7 @@ from fairtune.search.proposer import Proposer
 from fairtune.search.runner import ERROR, KEY, TrialRunner
 from fairtune.search.settings import SearchSettings
 from fairtune.search.worker import STOP
-from fairtune.tracking.runs import RunLog, one_line
+from fairtune.tracking.runs import STORE_ERRORS, RunLog, is_store_failure, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -56,23 +60,35 @@ class Executor(ABC):
     def map(
         self,
         function: Callable[[A], B],
-        items: Iterable[A],
+        items: Iterable[A | None],
         log: RunLog,
         stop: StopRequest,
         *,
-        on_done: Callable[[A], object] = lambda item: None,
+        on_done: Callable[[A, B], object] = lambda item, result: None,
+        when_lost: Callable[[A, str], B] | None = None,
     ) -> list[B]:
         """Apply a picklable function to each item; the results are in the items' order.
 
-        An item is asked for when there is a worker for it, and `on_done` is told of each that has ended.
-        `log` is the parent run, through which workers elsewhere hear of a request to stop.
+        Parameters
+        ----------
+        items
+            The next is asked for when there is a worker for it; None says that there is none before something
+            that runs has ended.
+        log
+            The parent run, through which workers elsewhere hear of a request to stop.
+        on_done
+            Told of each item that has ended, and its result.
+        when_lost
+            Gives the result of an item that was lost with its worker twice, from the reason.
 
         Raises
         ------
         InterruptedSearchError
             On a request to stop; what runs has ended.
         LostWorkersError
-            When an item was lost with its worker twice.
+            When an item was lost with its worker twice and `when_lost` is None.
+        Exception
+            What the function raised, when all that ran beside it has ended.
         """
 
     def minimize(self, runner: TrialRunner, proposer: Proposer, trials: Trials) -> None:
@@ -103,18 +119,21 @@ class SerialExecutor(Executor):
     def map(
         self,
         function: Callable[[A], B],
-        items: Iterable[A],
+        items: Iterable[A | None],
         log: RunLog,
         stop: StopRequest,
         *,
-        on_done: Callable[[A], object] = lambda item: None,
+        on_done: Callable[[A, B], object] = lambda item, result: None,
+        when_lost: Callable[[A, str], B] | None = None,
     ) -> list[B]:
         """See `Executor.map`."""
         results = []
         for item in items:
             stop.check()
+            if item is None:  # and nothing runs
+                break
             results.append(function(item))
-            on_done(item)
+            on_done(item, results[-1])
         return results
 
 
@@ -146,50 +165,129 @@ class SparkExecutor(Executor):
     def map(
         self,
         function: Callable[[A], B],
-        items: Iterable[A],
+        items: Iterable[A | None],
         log: RunLog,
         stop: StopRequest,
         *,
-        on_done: Callable[[A], object] = lambda item: None,
+        on_done: Callable[[A, B], object] = lambda item, result: None,
+        when_lost: Callable[[A, str], B] | None = None,
     ) -> list[B]:
         """See `Executor.map`. Each item is a Spark job of its own, so that none waits for a slower one."""
-        context = self.session.sparkContext
-
-        def job(item: A) -> B:
-            result: list[B] = context.parallelize([item], 1).map(function).collect()
-            return result[0]
-
-        results: list[Future[B]] = []
-        running: dict[Future[B], A] = {}
-
-        def next_ends() -> None:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                future.result()
-                on_done(running.pop(future))
-
-        with _stop_reaches_workers(log, stop), ThreadPoolExecutor(self.parallelism) as pool:
-            try:
-                for item in items:
-                    if stop.requested:
+        queue = iter(items)
+        results: dict[int, B] = {}
+        failure: BaseException | None = None
+        with (
+            _stop_reaches_workers(log, stop),
+            _Jobs(self.session.sparkContext, function, self.parallelism) as jobs,
+        ):
+            while True:
+                while jobs.has_room and failure is None and not stop.requested:
+                    if (item := next(queue, None)) is None:
                         break
-                    results.append(pool.submit(job, item))
-                    running[results[-1]] = item
-                    if len(running) == self.parallelism:
-                        next_ends()
-                while running:
-                    next_ends()
-            except Exception as error:
-                if stop.requested:
-                    raise InterruptedSearchError(stop.reason) from None
-                raise LostWorkersError(
-                    f"work failed twice with its worker: {one_line(error)}; go on with "
-                    f"--resume {log.run_id}"
-                ) from error
-            except BaseException:  # a second Ctrl-C: threads end with their jobs
-                context.cancelAllJobs()
-                raise
+                    jobs.start(item)
+                if not jobs.running:
+                    break
+                for number, item, job in jobs.next_ended():
+                    try:
+                        result = job.result()
+                    except _LostItemError as lost:
+                        if when_lost is None:
+                            failure = failure or LostWorkersError(
+                                f"work failed twice with its worker: {lost}; go on with --resume "
+                                f"{log.run_id}"
+                            )
+                            continue
+                        result = when_lost(item, str(lost))
+                    except (Exception, InterruptedSearchError) as error:
+                        failure = failure or error
+                        continue
+                    results[number] = result
+                    on_done(item, result)
         stop.check()
-        return [future.result() for future in results]
+        if failure is not None:
+            raise failure
+        return [results[number] for number in sorted(results)]
+
+
+class _LostItemError(Exception):
+    """A job failed as often as Spark repeats it, and not by what its function raised."""
+
+
+class _Jobs(Generic[A, B]):
+    """Spark jobs that run at once, one for each item; left by an exception, they are cancelled."""
+
+    FAILED = re.compile(r"failed \d+ times, most recent failure: (.*)")
+
+    def __init__(self, context: Any, function: Callable[[A], B], at_once: int) -> None:
+        self._context, self._function, self._at_once = context, _telling(function), at_once
+        self._pool = ThreadPoolExecutor(at_once)
+        self._tag = f"fairtune-{uuid.uuid4().hex}"
+        self._cancelled = threading.Event()
+        self._started = 0
+        self.running: dict[Future[B], tuple[int, A]] = {}
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may run."""
+        return len(self.running) < self._at_once
+
+    def start(self, item: A) -> None:
+        """Start the job of an item."""
+        self.running[self._pool.submit(self._run, item)] = (self._started, item)
+        self._started += 1
+
+    def next_ended(self) -> list[tuple[int, A, Future[B]]]:
+        """Wait until something has ended; return its number in the order of the starts as well."""
+        ended = wait(self.running, return_when=FIRST_COMPLETED).done
+        return [(*self.running.pop(future), future) for future in ended]
+
+    def _run(self, item: A) -> B:
+        if self._cancelled.is_set():
+            raise InterruptedSearchError
+        self._context.addJobTag(self._tag)  # of this thread's jobs
+        try:
+            job = self._context.parallelize([item], 1).map(self._function)
+            [(result, error)] = job.collect()
+        except Exception as failure:
+            told = self.FAILED.search(str(failure))
+            if told is None:
+                raise
+            raise _LostItemError(told[1].strip()) from failure
+        if error is not None:
+            raise error
+        return cast(B, result)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None:
+            self._cancelled.set()
+            with suppress(Exception):  # Spark may be gone
+                self._context.cancelJobsWithTag(self._tag)
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+
+def _telling(function: Callable[[A], B]) -> Callable[[A], tuple[B | None, BaseException | None]]:
+    """Let a function return what it raises: Spark would repeat it, and tell a trace of its own."""
+
+    def told(item: A) -> tuple[B | None, BaseException | None]:
+        try:
+            return function(item), None
+        except (Exception, InterruptedSearchError) as error:
+            return None, _portable(error)
+
+    return told
+
+
+def _portable(error: BaseException) -> BaseException:
+    if is_store_failure(error) and not isinstance(error, FairtuneError):
+        return MlflowException(one_line(error))
+    try:
+        copy: BaseException = pickle.loads(pickle.dumps(error))
+    except Exception:
+        return FairtuneError(one_line(error))
+    return copy
 
 
 class _ReadingSession:
@@ -247,8 +345,12 @@ def _stop_reaches_workers(log: RunLog, stop: StopRequest) -> Iterator[None]:
     def watch() -> None:
         while not done.wait(0.5):
             if stop.requested:
-                log.log(tags={STOP: "true"})
-                return
+                try:
+                    log.log(tags={STOP: "true"})
+                except STORE_ERRORS as error:
+                    logger.warning("workers do not hear of it yet: %s", one_line(error))
+                else:
+                    return
 
     log.log(tags={STOP: "false"})  # an earlier request, before a resume, is over
     watcher = threading.Thread(target=watch, daemon=True)

@@ -234,7 +234,7 @@ def run_finals(
             jobs,
             log,
             stop,
-            on_done=lambda job: bar.update(),
+            on_done=lambda job, run: bar.update(),
         )
     stop.check()
     return standings(runs)

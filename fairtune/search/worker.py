@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
 from fairtune.config import Config
 from fairtune.interrupt import StopRequest
-from fairtune.tracking.runs import RunLog
+from fairtune.tracking.runs import STORE_ERRORS, RunLog, one_line
 from fairtune.workspace import Workspace, open_workspace
+
+logger = logging.getLogger(__name__)
 
 STOP = "fairtune.stop"
 """Tag of a parent run by which workers hear that the user asked to stop."""
@@ -37,9 +40,13 @@ def worker_workspace(config: Config, source: str | None) -> Workspace:
 
 def stop_requested(stop: StopRequest, parent: RunLog) -> bool:
     """Say whether to stop: a worker's copy of `stop` hears nothing, so it asks the parent run."""
-    if stop.requested or spark_task() is None:
+    if isinstance(stop, HeardStop) or stop.requested or spark_task() is None:
         return stop.requested
-    return parent.data().data.tags.get(STOP) == "true"
+    try:
+        return parent.data().data.tags.get(STOP) == "true"
+    except STORE_ERRORS as error:  # asked again after the next epoch: no reason to lose this one
+        logger.warning("cannot ask whether to stop: %s", one_line(error))
+        return False
 
 
 class HeardStop(StopRequest):
@@ -47,9 +54,13 @@ class HeardStop(StopRequest):
 
     def __init__(self, stop: StopRequest, parent: RunLog) -> None:
         self._stop, self._parent = stop, parent
-        self.reason = stop.reason
 
     @property
     def requested(self) -> bool:  # type: ignore[override]
         """Whether someone has asked to stop."""
         return stop_requested(self._stop, self._parent)
+
+    @property
+    def reason(self) -> str:  # type: ignore[override]
+        """What asked for it."""
+        return self._stop.reason

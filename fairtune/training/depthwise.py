@@ -2,7 +2,7 @@
 
 Three of oneDNN's bf16 kernels fall back to plain loops: the gradient of the input where the stride is 2
 (50 times as slow as the forward pass), that of a weight larger than 3 x 3 (30 times) and that of a weight
-larger than the map it goes over (60 times). The first two took 84 % of a training step of EfficientNet-Lite0
+taller than the map it goes over (60 times). The first two took 84 % of a training step of EfficientNet-Lite0
 at 96 pixels, the third a tenth of what was left at 64. All can be had from kernels that are fast:
 
 - the gradient of the input is a convolution with stride 1 of the output's gradient, spread out with
@@ -86,12 +86,11 @@ def _starts(size: int) -> list[int]:
     return [*range(0, size - 3, 3), size - 3]
 
 
-def _slow_otherwise(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Say whether PyTorch's own backward pass may follow, and would be slow."""
+def _slow_otherwise(conv: nn.Conv2d, rows: int) -> bool:
+    """Say whether PyTorch's own backward pass may follow, and would be slow, for a map of `rows`."""
     if not (torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
         return False
-    fast = max(conv.kernel_size) <= 3 and max(conv.stride) == 1 and min(x.shape[2:]) >= 3
-    return not fast
+    return max(conv.kernel_size) > 3 or max(conv.stride) > 1 or rows < 3
 
 
 def _convolve(conv: nn.Conv2d, x: Tensor, padding: Pair) -> Tensor:
@@ -106,7 +105,7 @@ class DepthwiseConv2d(nn.Conv2d):
     """`torch.nn.Conv2d`, computed as above; no parameter and no name differs."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102  (as torch's)
-        if not _slow_otherwise(self, x):
+        if not _slow_otherwise(self, x.shape[2]):
             return super().forward(x)
         return _convolve(self, x, self.padding)  # type: ignore[arg-type]
 
@@ -115,7 +114,7 @@ class DepthwiseConv2dSame(Conv2dSame):
     """timm's convolution with TensorFlow's padding, computed as above."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102  (as timm's)
-        if not _slow_otherwise(self, x):
+        if not _slow_otherwise(self, x.shape[2] + self.kernel_size[0] - 1):  # it pads itself
             return super().forward(x)  # type: ignore[no-untyped-call,no-any-return]
         padded = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
         return _convolve(self, padded, (0, 0))

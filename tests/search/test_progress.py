@@ -83,14 +83,17 @@ def test_quiet_is_quiet(caplog: Any) -> None:
 def test_a_search_has_bars_of_its_trials_and_its_finals(store: str, source: str) -> None:
     with terminal() as screen:
         search(tiny_config(search__trials=2, search__final=ONE_FINAL), source, StopRequest())
+    assert "search: 100%" in screen.getvalue()
     assert "finals: 100%" in screen.getvalue()
 
 
 def test_each_item_is_told_when_it_is_done() -> None:
-    done: list[int] = []
-    made = SerialExecutor().map(str, [1, 2], cast(Any, None), StopRequest(), on_done=done.append)
+    done: list[tuple[int, str]] = []
+    made = SerialExecutor().map(
+        str, [1, 2], cast(Any, None), StopRequest(), on_done=lambda *told: done.append(told)
+    )
     assert made == ["1", "2"]
-    assert done == [1, 2]
+    assert done == [(1, "1"), (2, "2")]
 
 
 def test_where_nobody_looks_on_there_are_lines_and_no_bar(

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from hyperopt import STATUS_OK, fmin, hp, rand
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from search.conftest import children
 from search.samples import tiny_config
 from search.servers import HOST, end, free_port, postgresql, tracking_server, wait_for
@@ -190,10 +191,74 @@ def test_a_final_run_whose_worker_dies_twice_is_one_line(store: str) -> None:
 
     with (
         open_run("search", "s", experiment="e") as log,
-        pytest.raises(LostWorkersError, match=f"failed twice.*--resume {log.run_id}") as told,
+        pytest.raises(LostWorkersError, match=f"worker.*crashed.*--resume {log.run_id}") as told,
     ):
         SparkExecutor(None, 1).map(deadly, [0], log, StopRequest())
     assert "\n" not in str(told.value)
+
+
+def test_what_a_function_raises_comes_back_when_all_else_has_ended(store: str) -> None:
+    def work(item: int) -> int:
+        if item == 0:
+            raise MlflowException("database is locked")
+        time.sleep(2)
+        return item
+
+    done: list[int] = []
+    with (
+        open_run("search", "s", experiment="e") as log,
+        pytest.raises(MlflowException, match="^database is locked$"),
+    ):
+        SparkExecutor(None, 2).map(
+            work, range(4), log, StopRequest(), on_done=lambda item, result: done.append(result)
+        )
+    assert done == [1]  # what ran beside it; no further one was begun
+
+
+def test_an_item_that_is_lost_may_be_told_and_the_others_go_on(store: str) -> None:
+    def work(item: int) -> str:
+        if item == 1:
+            os._exit(9)
+        return str(item)
+
+    def items() -> Iterator[int | None]:
+        yield 0
+        yield None  # there is no other before the first has ended
+        asked.append(len(done))
+        yield from (1, 2, 3)
+
+    asked: list[int] = []
+    done: list[int] = []
+    with open_run("search", "s", experiment="e") as log:
+        found = SparkExecutor(None, 2).map(
+            work, items(), log, StopRequest(),
+            on_done=lambda item, result: done.append(item),
+            when_lost=lambda item, reason: f"lost: {reason}",
+        )  # fmt: skip
+    assert [found[0], *found[2:]] == ["0", "2", "3"]
+    assert "crashed" in found[1]
+    assert asked == [1]
+
+
+def test_a_second_ctrl_c_waits_for_nothing(store: str) -> None:
+    def work(item: int) -> None:
+        time.sleep(item)
+
+    def interrupt(item: int, result: object) -> None:
+        raise InterruptedSearchError("stopped by a second Ctrl-C")
+
+    with (
+        pytest.raises(InterruptedSearchError, match="second"),
+        open_run("search", "s", experiment="e") as log,
+    ):
+        executor = SparkExecutor(None, 2)
+        begun = time.monotonic()
+        executor.map(work, [0, 300], log, StopRequest(), on_done=interrupt)
+    assert time.monotonic() - begun < 100
+    tracker = executor.session.sparkContext.statusTracker()
+    while tracker.getActiveJobsIds() and time.monotonic() - begun < 100:
+        time.sleep(0.1)
+    assert not tracker.getActiveJobsIds()  # cancelled
 
 
 def test_a_free_worker_takes_the_next_and_as_many_run_as_are_wanted(
@@ -218,7 +283,9 @@ def test_a_free_worker_takes_the_next_and_as_many_run_as_are_wanted(
             yield item
 
     with open_run("search", "s", experiment="e") as log:
-        found = SparkExecutor(None, 2).map(work, items(), log, StopRequest(), on_done=done.append)
+        found = SparkExecutor(None, 2).map(
+            work, items(), log, StopRequest(), on_done=lambda item, result: done.append(item)
+        )
     assert [item for item, _ in found] == list(range(6))
     assert max(beside for _, beside in found) == 2
     assert asked == [(0, 0), (1, 0), (2, 1), (3, 2), (4, 3), (5, 4)]  # the first ran all the while
