@@ -48,7 +48,7 @@ def comparison_part(name: str, figures: Path) -> str | None:
     done = units[units["status"] == "FINISHED"]
     minutes = done["minutes"].median()  # a unit that was cut off and went on counts the break
     parts = [
-        log.read_text("table.md").strip(),
+        log.read_text("table.md").strip().replace("\n### ", "\n#### "),  # the part has a heading
         f"Run: {len(done)} of {runs[0]['metrics.units_total']:.0f} units, "
         f"{minutes:.1f} minutes a unit (median, from start to end): some {minutes * len(done) / 60:.1f} "
         "hours of one worker.",

@@ -101,8 +101,8 @@ def _shown(rows: pd.DataFrame) -> pd.DataFrame:
                 "patients": row["patient_n_patients"],
                 "95 % over seeds": _interval(row["low"], row["high"]),
                 "95 % over patients": _interval(row["patient_low"], row["patient_high"]),
-                "p, seeds (Holm)": _text(row["p"], ".3f"),
-                "p, patients (Holm)": _text(row["patient_p"], ".3f"),
+                "p, seeds (Holm)": _p(row["p"]),
+                "p, patients (Holm)": _p(row["patient_p"]),
                 "Hedges' g": _text(row["hedges_g"], "+.2f"),
                 "95 % of the effect": _interval(row["effect_low"], row["effect_high"], "+.2f"),
             }
@@ -114,6 +114,10 @@ def _shown(rows: pd.DataFrame) -> pd.DataFrame:
 def _text(value: float, form: str) -> str:
     """Write a number; a dash where it is not defined."""
     return "-" if math.isnan(value) else format(value, form)
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else _text(value, ".3f")
 
 
 def _interval(low: float, high: float, form: str = "+.4f") -> str:

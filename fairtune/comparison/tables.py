@@ -31,6 +31,15 @@ def mean_and_error(values: pd.Series) -> str:
     return f"{mean:.3f}" if math.isnan(error) else f"{mean:.3f} ± {error:.3f}"
 
 
+def _share_and_n(values: pd.Series) -> str:
+    """Write a mean share; how many it is of where not all have it."""
+    there = values.dropna()
+    if there.empty:
+        return ""
+    n = "" if len(there) == len(values) else f" (n = {len(there)})"
+    return f"{there.mean():.0%}{n}"
+
+
 def method_rows(models: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
     """Tabulate methods by task: mean ± standard error over seeds, n, and what trains.
 
@@ -48,7 +57,7 @@ def method_rows(models: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
                 row[title] = mean_and_error(mine[key])
         row["trains"] = f"{mine['share'].mean():.0%}"
         if OVERLAP in models and models[OVERLAP].notna().any():
-            row["overlap"] = "" if mine[OVERLAP].isna().all() else f"{mine[OVERLAP].mean():.0%}"
+            row["overlap"] = _share_and_n(mine[OVERLAP])
         row["trials"] = fine_tunes[str(name)]
         rows.append(row)
     return pd.DataFrame(rows)
