@@ -22,7 +22,7 @@ import pandas as pd
 DOCS = Path(__file__).parents[1] / "docs"
 PART = re.compile(r"(<!-- begin (?P<name>\S+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
 FIGURES = {
-    "trade-off": "Overall and worst-group AUROC on test, 95 % intervals over patients",
+    "trade-off": "Overall and worst-group AUROC on test, 95 % intervals",
     "generalisation-gap": "AUROC gap between groups on train, validation and test",
     "critical-difference": "Average ranks by test worst-group AUROC",
 }

@@ -67,10 +67,11 @@ def critical_difference(ranks: Ranking) -> Drawing:
 
 
 def trade_off(task: str, models: pd.DataFrame, intervals: pd.DataFrame) -> Drawing:
-    """Draw overall against worst-group AUROC on test, with intervals over patients."""
+    """Draw overall against worst-group AUROC on test, with the intervals that `overall_intervals` gives."""
     names = list(dict.fromkeys(models["method"]))
     figure, axes = new_figure(6.4, 4.4 + 0.13 * len(names))
     bounds = intervals.set_index(["method", "metric"])
+    over = {"patients": "resampled patients", "seeds": "seeds"}[intervals["over"].iloc[0]]
     said = []
     for index, name in enumerate(names):
         x, y = (bounds.loc[(name, metric)] for metric in ("auroc", "worst_group_auroc"))
@@ -94,7 +95,7 @@ def trade_off(task: str, models: pd.DataFrame, intervals: pd.DataFrame) -> Drawi
         name=f"trade-off-{slug(task)}",
         title=f"Overall and worst-group AUROC: {task}",
         alt=f"Overall and worst-group AUROC on test: {'; '.join(said)}.",
-        caption=f"Means over {models['seed'].nunique()} seeds; bars: 95 % over resampled patients. "
+        caption=f"Means over {models['seed'].nunique()} seeds; bars: 95 % over {over}. "
         "The bars of two methods move together: the tests are on paired differences.",
         figure=figure,
         wide=True,

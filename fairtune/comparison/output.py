@@ -34,7 +34,7 @@ def write_results(log: RunLog, comparison: Comparison, results: Results) -> str:
     models = whole_seeds(results.models, comparison)
     draws = resample(replace(results, models=models), comparison)
     apart = differences(models, draws, comparison)
-    intervals = overall_intervals(models, draws)
+    intervals = overall_intervals(models, draws, comparison)
     rows = method_rows(models, comparison)
     rankings = {metric: ranking(models, metric, comparison) for metric in HEADLINE}
     claims = judge_claim(apart, comparison)
@@ -167,12 +167,21 @@ def differences(models: pd.DataFrame, draws: Draws, comparison: Comparison) -> p
     return table
 
 
-def overall_intervals(models: pd.DataFrame, draws: Draws) -> pd.DataFrame:
-    """Give each method's mean test figures their intervals over patients."""
+def overall_intervals(models: pd.DataFrame, draws: Draws, comparison: Comparison) -> pd.DataFrame:
+    """Give each method's mean test figures their intervals; ``over`` says over what.
+
+    Over seeds where each draws people anew, so that they vary with the people as well; else over patients.
+    """
+    redrawn = {task.name for task in comparison.tasks if task.seed_keys}
     rows = []
     for (task, name), mine in models.groupby(["task", "method"], sort=False):
         own = [draws[str(task), str(name), int(seed)] for seed in mine["seed"]]
+        over_seeds = task in redrawn and len(mine) > 1
         for metric in HEADLINE:
             found = asdict(patient_interval(own, None, metric))
-            rows.append({"task": task, "method": name, "metric": metric, **found})
+            if over_seeds:
+                known = seed_difference(mine[f"test/{metric}"], [0.0] * len(mine))
+                found |= {"estimate": known.mean, "low": known.low, "high": known.high}
+            over = "seeds" if over_seeds else "patients"
+            rows.append({"task": task, "method": name, "metric": metric, "over": over, **found})
     return pd.DataFrame(rows)

@@ -68,10 +68,11 @@ def collect(log: RunLog, comparison: Comparison) -> Results:
     runs = [run for run in log.children() if run.data.tags.get(UNIT) in place]
     runs.sort(key=lambda run: place[run.data.tags[UNIT]])  # whoever was first, the same tables
     status = pd.DataFrame([_status(run) for run in runs], columns=[*_STATUS])
+    # Of a unit that two processes ran at once, the later run.
+    whole = {run.data.tags[UNIT]: run for run in runs if run.info.status == "FINISHED"}
     finished: dict[Key, list[Run]] = {}
-    for run in runs:
-        if run.info.status == "FINISHED":
-            finished.setdefault(_key(run), []).append(run)
+    for run in whole.values():
+        finished.setdefault(_key(run), []).append(run)
     complete: dict[Key, list[Run]] = {}
     for task in comparison.tasks:
         folds = len(task.tested_folds)

@@ -8,11 +8,14 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 import pytest
+from comparison.conftest import comparison_of
 from numpy.typing import ArrayLike
 from scipy import stats
 
 from fairtune.comparison.claim import judge_claim
 from fairtune.comparison.figures import trade_off
+from fairtune.comparison.output import overall_intervals
+from fairtune.comparison.results import HEADLINE
 from fairtune.comparison.statistics import (
     PatientDraws,
     hedges_correction,
@@ -164,7 +167,12 @@ def test_intervals_of_many_seeds_hold_their_estimates() -> None:
     """The least of alike groups is biased in every seed; the mean over seeds narrows the spread."""
     mine = [draws(four_sites(seed)) for seed in range(20)]
     rows = [
-        {"method": "full", "metric": metric, **asdict(patient_interval(mine, None, metric))}
+        {
+            "method": "full",
+            "metric": metric,
+            "over": "patients",
+            **asdict(patient_interval(mine, None, metric)),
+        }
         for metric in METRICS
     ]
     for found in rows:
@@ -182,10 +190,33 @@ def four_sites(seed: int) -> pd.DataFrame:
 
 
 def test_an_interval_beside_its_estimate_can_be_drawn() -> None:
-    bounds = {"method": "full", "estimate": 0.7, "low": 0.71, "high": 0.72}
+    bounds = {"method": "full", "over": "seeds", "estimate": 0.7, "low": 0.71, "high": 0.72}
     rows = pd.DataFrame([{**bounds, "metric": metric} for metric in METRICS])
     drawing = trade_off("t", pd.DataFrame({"method": ["full"], "seed": [1]}), rows)
     assert "full 0.700, 0.700" in drawing.alt
+    assert "95 % over seeds" in drawing.caption
+
+
+def test_intervals_are_over_seeds_where_each_draws_new_people() -> None:
+    models = pd.DataFrame({"task": "spots", "method": "full", "seed": [1, 2, 3]})
+    for metric, values in zip(
+        HEADLINE, ([0.8, 0.82, 0.84], [0.7, 0.7, 0.76], [0.1] * 3), strict=True
+    ):
+        models[f"test/{metric}"] = values
+    drawn = {
+        ("spots", "full", seed): patient_draws(four_sites(seed), HEADLINE, n_resamples=99, seed=3)
+        for seed in (1, 2, 3)
+    }
+    same, new = comparison_of(["full", "linear"], candidate="full"), ("data.options.seed",)
+    task = same.tasks[0].model_copy(update={"seed_keys": new})
+    redrawn = same.model_copy(update={"tasks": (task,)})
+    over_seeds = overall_intervals(models, drawn, redrawn).set_index("metric")
+    auroc = over_seeds.loc["auroc"]
+    assert auroc["over"] == "seeds"
+    half = 4.302653 * 0.02 / 3**0.5  # t of 2 degrees of freedom
+    assert (auroc["low"], auroc["high"]) == pytest.approx((0.82 - half, 0.82 + half))
+    assert set(overall_intervals(models, drawn, same)["over"]) == {"patients"}
+    assert set(overall_intervals(models[:1], drawn, redrawn)["over"]) == {"patients"}
 
 
 def row(
