@@ -19,6 +19,7 @@ from comparison.test_compare import frame, only_comparison
 
 from fairtune.cli import main
 from fairtune.comparison.compare import compare
+from fairtune.comparison.settings import Comparison
 from fairtune.comparison.unit import units
 from fairtune.interrupt import InterruptedSearchError, StopRequest
 from fairtune.tracking.runs import RunLog
@@ -39,27 +40,29 @@ def _one_session(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         session.stop()
 
 
-def stop_when_two_are(what: str, stop: StopRequest) -> None:
+def stopped_when_two_are(what: str, comparison: Comparison, source: str) -> RunLog:
+    """Run a comparison on two workers and ask it to stop as soon as two runs are like that."""
+    stop = StopRequest()
+
     def watch() -> None:
         while len(mlflow.search_runs(search_all_experiments=True, filter_string=what)) < 2:
             time.sleep(0.2)
         stop.requested = True
 
     threading.Thread(target=watch, daemon=True).start()
+    with pytest.raises(InterruptedSearchError):
+        compare(comparison.changed(["search.executor=spark", "search.parallelism=2"]), source, stop)
+    log = only_comparison()
+    assert log.data().info.status == "KILLED"
+    return log
 
 
 def test_it_goes_on_with_other_workers_to_the_same_figures(
     mlflow_store: str, source: str, whole: tuple[str, RunLog]
 ) -> None:
-    comparison = comparison_of(METHODS, candidate="searched+group_dro").changed(
-        ["search.executor=spark", "search.parallelism=2"]
-    )
-    stop = StopRequest()
-    stop_when_two_are("tags.`fairtune.kind` = 'method' and attributes.status = 'FINISHED'", stop)
-    with pytest.raises(InterruptedSearchError):
-        compare(comparison, source, stop)
-    log = only_comparison()
-    assert log.data().info.status == "KILLED"
+    comparison = comparison_of(METHODS, candidate="searched+group_dro")
+    done = "tags.`fairtune.kind` = 'method' and attributes.status = 'FINISHED'"
+    log = stopped_when_two_are(done, comparison, source)
     before = {run.info.run_id for run in log.children("attributes.status = 'FINISHED'")}
     assert 2 <= len(before) < 8
     more = ["-o", "search.executor=serial", "--max-minutes", "0.001"]
@@ -86,15 +89,9 @@ def test_it_goes_on_with_other_workers_to_the_same_figures(
 
 def test_ctrl_c_reaches_the_trials_of_units_on_workers(mlflow_store: str, source: str) -> None:
     """In the middle of a trial: each is of so many epochs."""
-    comparison = comparison_of(["full", "linear"], seeds=[1], candidate="full", trials=4).changed(
-        ["search.executor=spark", "search.parallelism=2", "train.epochs=300"]
-    )
-    stop = StopRequest()
-    stop_when_two_are("tags.`fairtune.kind` = 'trial'", stop)
-    with pytest.raises(InterruptedSearchError):
-        compare(comparison, source, stop)
-    log = only_comparison()
-    assert log.data().info.status == "KILLED"
+    comparison = comparison_of(["full", "linear"], seeds=[1], candidate="full", trials=4)
+    long = comparison.changed(["train.epochs=300"])
+    log = stopped_when_two_are("tags.`fairtune.kind` = 'trial'", long, source)
     for unit in log.children():
         trials = log.sibling(unit.info.run_id).children()
         assert {run.info.status for run in (unit, *trials)} == {"KILLED"}
