@@ -119,8 +119,6 @@ def unfinished(log: RunLog, comparison: Comparison) -> list[Unit]:
 
 def check_same(log: RunLog, comparison: Comparison) -> None:
     """Refuse to go on with a run that compares something else; where its units run may change."""
-    if log.data().data.tags.get(KIND) != "compare":
-        raise InputError(f"run {log.run_id} is no comparison; only one can be resumed here")
     if settings_of(log).apart_from_workers() != comparison.apart_from_workers():
         raise InputError(
             f"run {log.run_id} was started with other settings: give no --config and of -o only "
@@ -129,7 +127,9 @@ def check_same(log: RunLog, comparison: Comparison) -> None:
 
 
 def settings_of(log: RunLog) -> Comparison:
-    """Read the settings that a comparison was started with."""
+    """Read the settings that a comparison was started with; an `InputError` for any other run."""
+    if log.data().data.tags.get(KIND) != "compare":
+        raise InputError(f"run {log.run_id} is no comparison; only one can be resumed here")
     return parse_comparison(yaml.safe_load(log.read_text(FILE)), f"{FILE} of run {log.run_id}")
 
 
