@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fairtune.errors import InputError
 from fairtune.progress import progress_bar
 from fairtune.serving.loading import download_model
-from fairtune.serving.server import StopRequested, check_port, free_port, signals_raise
+from fairtune.serving.server import StopRequested, checked_port, signals_raise
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -34,9 +34,9 @@ _STEP = re.compile(r"Step (\d+)/(\d+) : (.*)")
 
 @contextmanager
 def engine() -> Iterator[DockerClient]:
-    """Connect to the engine; raises `InputError` when none answers."""
+    """Connect to the engine; raises `InputError` when none answers, or it refuses something."""
     import docker
-    from docker.errors import DockerException
+    from docker.errors import APIError, DockerException
 
     try:
         client = docker.from_env()
@@ -44,6 +44,8 @@ def engine() -> Iterator[DockerClient]:
         raise InputError(_no_engine(error)) from None
     try:
         yield client
+    except APIError as error:
+        raise InputError(f"the engine refused: {error.explanation or error}") from None
     finally:
         client.close()
 
@@ -153,11 +155,10 @@ def running_container(
     device : str
         ``gpu`` gives the container all GPUs.
     """
-    from docker.errors import APIError, ImageNotFound
+    from docker.errors import ImageNotFound
     from docker.types import DeviceRequest, Mount
 
-    port = port or free_port(host)
-    check_port(host, port)
+    port = checked_port(host, port)
     with engine() as client, tempfile.TemporaryDirectory(prefix="fairtune-image-") as scratch:
         try:
             client.images.get(tag)
@@ -183,8 +184,6 @@ def running_container(
             container.start()
             _wait_until_healthy(container)
             yield container, f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        except APIError as error:
-            raise InputError(f"the engine refused: {error.explanation or error}") from None
         finally:
             container.remove(v=True, force=True)
 

@@ -12,15 +12,16 @@ import asyncio
 import json
 import logging
 import os
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import fairtune
 from fairtune.serving.openapi import openapi
-from fairtune.serving.predictor import FAILED, Answer, Predictor
+from fairtune.serving.predictor import FAILED, Answer, Pending, Predictor
 from fairtune.serving.scoring import RequestError, read_rows
 
 logger = logging.getLogger(__name__)
@@ -156,24 +157,51 @@ class App:
 
     async def _answer(self, body: bytes) -> bytes:
         """Parse and decode off the event loop, then wait for the shared call of the model."""
-        loop = asyncio.get_running_loop()
-        pending = await loop.run_in_executor(self._pool, self._submit, body)
-        answers: list[Answer] = []
-        for item in pending:
-            if isinstance(item, str):
-                answers.append(self.predictor.refusal(item))
-                continue
-            try:
-                scores = await asyncio.wrap_future(item)
-            except Exception:
-                logger.exception("the model failed on a batch")
-                answers.append(self.predictor.refusal(FAILED))
-            else:
-                answers.append(self.predictor.answer(scores[0]))
+        rows = _Rows()
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._pool, self._submit, body, rows)
+            answers = [await self._answer_row(item) for item in rows.pending]
+        finally:
+            rows.give_up()  # on what is not answered: nobody waits for it any more
         return json.dumps({"predictions": answers}, separators=(",", ":")).encode()
 
-    def _submit(self, body: bytes) -> list[Any]:
-        return list(self.predictor.submit(read_rows(body, self.predictor.spec.max_rows)))
+    async def _answer_row(self, item: Pending) -> Answer:
+        if isinstance(item, str):
+            return self.predictor.refusal(item)
+        try:
+            scores = await asyncio.wrap_future(item)
+        except Exception:
+            logger.exception("the model failed on a batch")
+            return self.predictor.refusal(FAILED)
+        return self.predictor.answer(scores[0])
+
+    def _submit(self, body: bytes, rows: _Rows) -> None:
+        for item in self.predictor.submit(read_rows(body, self.predictor.spec.max_rows)):
+            if not rows.take(item):
+                return
+
+
+class _Rows:
+    """The rows of one request: queued by a thread of the pool, given up by the event loop."""
+
+    def __init__(self) -> None:
+        self.pending: list[Pending] = []
+        self._given_up = threading.Event()
+
+    def take(self, item: Pending) -> bool:
+        """Add a row; returns whether more are wanted."""
+        self.pending.append(item)
+        if self._given_up.is_set():
+            self.give_up()
+        return not self._given_up.is_set()
+
+    def give_up(self) -> None:
+        """Let the model skip the rows that it has not begun, and those that are still to come."""
+        self._given_up.set()
+        for item in self.pending:
+            if isinstance(item, Future):
+                item.cancel()
 
 
 class _Held:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fairtune.errors import InputError
 from fairtune.progress import progress_bar
@@ -14,7 +16,9 @@ from fairtune.serving.loading import download_model
 from fairtune.serving.spec import IMAGE_COLUMN
 
 Answer = dict[str, Any]
-Ask = Callable[[list[str]], list[Answer]]
+Ask = Callable[[list[Path]], list[Answer]]
+REQUEST_BYTES = 16 * 2**20
+"""Files of one request, together: base64 makes a third more of them, and a server takes 32 MiB."""
 
 
 def predict_files(
@@ -30,7 +34,7 @@ def predict_files(
     paths : sequence of path
         Image files. One that is no image gets an `error` in its answer.
     batch_size : int
-        Files per request; at most what the served model takes.
+        Files per request, at most; fewer when they are large.
     timeout : float
         Seconds to wait for one answer of a server.
 
@@ -53,7 +57,7 @@ def predict_files(
     starts = range(0, len(files), batch_size)
     for start in progress_bar(starts, desc="predict", unit="batch", disable=len(starts) < 2):
         chunk = files[start : start + batch_size]
-        rows = ask([_encode(path) for path in chunk])
+        rows = ask(chunk)
         if len(rows) != len(chunk):
             raise InputError(f"{target} gave {len(rows)} answers to {len(chunk)} images")
         answers += [{"image": str(path), **row} for path, row in zip(chunk, rows, strict=True)]
@@ -73,8 +77,8 @@ def _in_process(target: str) -> Ask:
 
     model = mlflow.pyfunc.load_model(str(download_model(target)))
 
-    def ask(images: list[str]) -> list[Answer]:
-        table = model.predict(pd.DataFrame({IMAGE_COLUMN: images}))
+    def ask(files: list[Path]) -> list[Answer]:
+        table = model.predict(pd.DataFrame({IMAGE_COLUMN: [_encode(path) for path in files]}))
         rows: list[Answer] = table.to_dict(orient="records")
         return rows
 
@@ -87,11 +91,13 @@ def _server(url: str, timeout: float) -> Ask:
     address = url.rstrip("/")
     address += "" if address.endswith("/invocations") else "/invocations"
     session = requests.Session()
+    session.trust_env = not _on_this_machine(address)  # no proxy leads back to this machine
 
-    def ask(images: list[str]) -> list[Answer]:
-        body: Any = {
-            "dataframe_split": {"columns": [IMAGE_COLUMN], "data": [[text] for text in images]}
-        }
+    def ask(files: list[Path]) -> list[Answer]:
+        if len(files) > 1 and sum(path.stat().st_size for path in files) > REQUEST_BYTES:
+            return ask_halves(files)
+        data = [[_encode(path)] for path in files]
+        body: Any = {"dataframe_split": {"columns": [IMAGE_COLUMN], "data": data}}
         try:
             response = session.post(address, json=body, timeout=timeout)
         except requests.Timeout as error:
@@ -100,15 +106,31 @@ def _server(url: str, timeout: float) -> Ask:
             raise InputError(
                 f"no server answers at {address}; start one with `fairtune serve`"
             ) from error
+        if response.status_code == 413 and len(files) > 1:
+            return ask_halves(files)
+        if response.status_code == 413:
+            raise InputError(
+                f"{files[0]} is too large for {address}; a server takes more with --body-limit"
+            )
         return _rows(response.status_code, response.content, address)
+
+    def ask_halves(files: list[Path]) -> list[Answer]:
+        half = len(files) // 2
+        return [*ask(files[:half]), *ask(files[half:])]
 
     return ask
 
 
+def _on_this_machine(address: str) -> bool:
+    host = urlsplit(address).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _rows(status: int, body: bytes, address: str) -> list[Answer]:
     """Take the rows out of a server's response; raises `InputError` for anything else."""
-    if status == 413:
-        raise InputError(f"{address} takes no request this large; use a smaller batch")
     try:
         rows = json.loads(body)["predictions"] if status == 200 else None
     except (ValueError, KeyError, TypeError):

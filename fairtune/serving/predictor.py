@@ -10,7 +10,7 @@ import base64
 import binascii
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,12 +36,18 @@ NOT_AN_IMAGE = "image cannot be decoded: send a whole JPEG or PNG file"
 TOO_MANY = "more than {limit} rows in one request: send smaller batches"
 FAILED = "the model failed on this image"
 TOO_MANY_PIXELS = "image has more than {limit} pixels"
+TOO_MANY_SCANS = "image is a JPEG of more than {limit} scans"
+MAX_SCANS = 100
+"""A progressive JPEG has about ten. Each is a pass over the whole image, and ten bytes make one."""
+START_OF_SCAN = b"\xff\xda"
 DEFLATED = "image is a deflated DICOM file: send it without that compression"
 DEFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99"  # PS3.5 A.5
 # Reasons of `ImageError` that hold no text from the file; other reasons may quote it.
 HARMLESS = ("has ", "is damaged", "is truncated", "does not fit", "needs ")
 
 Answer = dict[str, Any]
+Pending = Future[Scores] | str
+"""A row under way: a future of its scores (1, C), or its error."""
 
 
 class RowError(Exception):
@@ -107,7 +113,8 @@ class Predictor:
         data = decode_base64(value, self.spec.max_image_bytes)
         check_header(data, self.spec.max_pixels)
         try:
-            return self._resized(load_image(data, self.spec.store_size or self.spec.image_size))
+            size = self.spec.store_size or self.spec.image_size
+            return self._resized(load_image(data, size, window=self.spec.window))
         except ImageError as error:
             told = f"image {error.reason}" if error.reason.startswith(HARMLESS) else NOT_AN_IMAGE
             raise RowError(told) from None
@@ -126,23 +133,21 @@ class Predictor:
         result: Images = resized[0].permute(1, 2, 0).numpy()
         return result
 
-    def submit(self, rows: Sequence[object]) -> list[Future[Scores] | str]:
-        """Decode rows and queue them; a row is a future of its scores (1, C), or its error."""
-        pending: list[Future[Scores] | str] = []
+    def submit(self, rows: Sequence[object]) -> Iterator[Pending]:
+        """Decode rows, one at a time, and queue them."""
         for position, value in enumerate(rows):
             if position >= self.spec.max_rows:
-                pending.append(TOO_MANY.format(limit=self.spec.max_rows))
+                yield TOO_MANY.format(limit=self.spec.max_rows)
                 continue
             try:
-                pending.append(self._batcher.submit(self.prepare(value)[None]))
+                yield self._batcher.submit(self.prepare(value)[None])
             except RowError as error:
-                pending.append(str(error))
-        return pending
+                yield str(error)
 
     def predict(self, rows: Sequence[object]) -> list[Answer]:
         """Answer every row: label, probabilities, threshold, model version, error."""
         answers = []
-        for item in self.submit(rows):
+        for item in list(self.submit(rows)):  # all are queued before the first is waited for
             if isinstance(item, str):
                 answers.append(self.refusal(item))
                 continue
@@ -191,12 +196,12 @@ def probability_columns(classes: Sequence[str]) -> list[str]:
 
 
 def check_header(data: bytes, limit: int) -> None:
-    """Refuse arrays, and images whose header promises more than `limit` pixels, undecoded.
+    """Refuse arrays, and images that promise more than `limit` pixels or `MAX_SCANS` scans, undecoded.
 
     Raises
     ------
     RowError
-        Too many pixels; a NumPy array, which training reads from disk but no client sends; or a
+        Too many pixels or scans; a NumPy array, which training reads from disk but no client sends; or a
         DICOM file that is deflated as a whole, header and all, so that nothing says how large it
         will be, and pydicom inflates it without a limit.
     """
@@ -204,6 +209,8 @@ def check_header(data: bytes, limit: int) -> None:
         raise RowError(NOT_AN_IMAGE)
     if data[128:132] == b"DICM" and DEFLATED_SYNTAX in data:
         raise RowError(DEFLATED)
+    if data.startswith(b"\xff\xd8") and data.count(START_OF_SCAN) > MAX_SCANS:
+        raise RowError(TOO_MANY_SCANS.format(limit=MAX_SCANS))
     try:
         width, height = _promised_size(data)
     except Image.DecompressionBombError:

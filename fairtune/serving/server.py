@@ -88,8 +88,7 @@ def running_server(
     """Run a server for the length of the block: its process and address; `log` takes its output."""
     if workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}")
-    port = port or free_port(host)
-    check_port(host, port)
+    port = checked_port(host, port)
     with tempfile.TemporaryDirectory(prefix="fairtune-serve-") as scratch:
         model = download_model(target, Path(scratch))
         _exported_folder(model)
@@ -169,6 +168,9 @@ def _exported_folder(model: Path) -> Path:
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
+    direct = urllib.request.build_opener(
+        urllib.request.ProxyHandler({})
+    )  # whatever http_proxy says
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -176,7 +178,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
                 f"the server ended with status {process.returncode}; see its log above"
             )
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
+            with direct.open(f"{url}/health", timeout=2) as response:
                 if response.status == 200:
                     return
         except (urllib.error.URLError, OSError):
@@ -184,8 +186,8 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
     raise InputError(f"the server was not healthy after {START_SECONDS:g} s; see its log above")
 
 
-def check_port(host: str, port: int) -> None:
-    """Raise `InputError` when nothing can listen there."""
+def checked_port(host: str, port: int) -> int:
+    """Return the port, or for 0 a free one; raises `InputError` when nothing can listen there."""
     import socket
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -195,14 +197,6 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
             raise InputError(f"cannot listen at {host}:{port}: {error}; choose another") from error
-
-
-def free_port(host: str) -> int:
-    """Find a port that nothing listens at."""
-    import socket
-
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 

@@ -57,6 +57,9 @@ class ServingSpec:
         Images whose header says more are refused undecoded; 2**25 is 5,792 squared.
     max_batch : int
         Most images that go through the model at once.
+    window : tuple of float or None
+        The values that become 0 and 255 in images of more than 8 bits, when all images that the model
+        was trained on were read through one window.
     name : str
         Readable name, for the answer and the logs.
     """
@@ -73,11 +76,17 @@ class ServingSpec:
     max_image_bytes: int = 32 * 2**20
     max_pixels: int = 2**25
     max_batch: int = 32
+    window: tuple[float, float] | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
         for key in ("mean", "std", "classes"):
             object.__setattr__(self, key, tuple(getattr(self, key)))
+        if self.window is not None:
+            low, high = self.window
+            if not low < high:
+                raise InputError(f"window must be two rising values, got {low}, {high}")
+            object.__setattr__(self, "window", (low, high))
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise InputError(f"classes must be two or more different names, got {self.classes!r}")
         if self.threshold is not None and not 0 <= self.threshold <= 1:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from serving.samples import encode, image_bytes, png_bomb, tiny_model, tiny_spec
 
 from fairtune.data.batches import eval_batches
@@ -207,11 +208,42 @@ def test_a_damaged_export_says_what_is_wrong(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"classes": ("a",)}, {"classes": ("a", "a")}, {"threshold": 1.5}, {"max_rows": 0}]
+    "changes",
+    [
+        {"classes": ("a",)},
+        {"classes": ("a", "a")},
+        {"threshold": 1.5},
+        {"max_rows": 0},
+        {"window": (2, 2)},
+    ],
 )
 def test_a_spec_that_cannot_be_is_refused(changes: dict) -> None:
     with pytest.raises(InputError):
         tiny_spec(**changes)
+
+
+def test_images_are_read_through_the_window_of_training(tmp_path) -> None:
+    values = np.linspace(0, 350, 32 * 32).reshape(32, 32).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    folder = export_model(tiny_model(), tiny_spec(window=(0, 350)), tmp_path)
+    predictor = Predictor.load(folder, device="cpu")
+    wanted = load_image(buffer.getvalue(), 32, window=(0, 350))
+    np.testing.assert_array_equal(predictor.prepare(encode(buffer.getvalue())), wanted)
+    assert wanted.max() == 255
+
+
+def test_a_jpeg_of_endless_scans_is_refused_undecoded(predictor: Predictor) -> None:
+    buffer = io.BytesIO()
+    image = Image.open(io.BytesIO(image_bytes(size=(400, 300))))
+    image.save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last = data.rindex(texts.START_OF_SCAN)
+    assert predictor.predict([encode(data)])[0]["error"] is None
+    endless = data[:last] + data[last:-2] * 200 + data[-2:]
+    assert load_image(endless, 32).shape == (32, 32, 3), "it is a JPEG, not damage"
+    refused = texts.TOO_MANY_SCANS.format(limit=texts.MAX_SCANS)
+    assert predictor.predict([encode(endless)])[0]["error"] == refused
 
 
 @pytest.mark.parametrize("store_size", [None, 32, 48, 20])

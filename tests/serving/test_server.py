@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import shutil
 import socket
@@ -14,17 +16,20 @@ from contextlib import suppress
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 import requests
+from PIL import Image
 from serving.samples import encode, image_bytes, png_bomb, tiny_model, tiny_spec
 from stores import mlflow_at
 
 from fairtune.errors import InputError
 from fairtune.serving import app as texts
 from fairtune.serving import scoring
+from fairtune.serving.app import App, ServeConfig
 from fairtune.serving.client import predict_files
 from fairtune.serving.predictor import Predictor
-from fairtune.serving.server import running_server
+from fairtune.serving.server import _wait_until_healthy, running_server
 
 SECRET = "cGF0aWVudCAxMjM0"
 GOOD = encode(image_bytes())
@@ -255,11 +260,74 @@ def test_what_cannot_be_served_says_so(registered: str, tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with (
-            pytest.raises(InputError, match="cannot listen at"),
-            running_server("moles", port=port),
-        ):
-            pass
+        for host, wanted in (("127.0.0.1", port), ("300.1.1.1", 0)):
+            with (
+                pytest.raises(InputError, match="cannot listen at"),
+                running_server("moles", host=host, port=wanted),
+            ):
+                pass
+
+
+def test_large_files_go_in_smaller_requests(server: str, tmp_path: Path) -> None:
+    files = [tmp_path / f"{k}.png" for k in range(6)]
+    for path in files:
+        path.write_bytes(noise(140))
+    assert sum(path.stat().st_size for path in files) > 1.5 * LIMITS["body_limit"]
+    answers = predict_files(server, files)
+    assert [row["image"] for row in answers] == [str(path) for path in files]
+    assert all(row["error"] is None for row in answers)
+    files[4].write_bytes(noise(300))
+    with pytest.raises(InputError, match=rf"{files[4].name} is too large for http"):
+        predict_files(server, files)
+
+
+def test_a_proxy_is_not_asked_for_this_machine(
+    server: str, image_files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert len(predict_files(server, image_files)) == 3
+    monkeypatch.setattr("fairtune.serving.server.START_SECONDS", 5.0)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        _wait_until_healthy(process, server)
+
+
+def test_rows_that_nobody_waits_for_are_not_computed() -> None:
+    goes_on = threading.Event()
+    model = tiny_model()
+    model.register_forward_pre_hook(lambda *_: goes_on.wait(30) and None)
+    predictor = Predictor(model, tiny_spec(max_batch=4), device="cpu")
+    app = App(predictor, ServeConfig(model="", request_timeout=0.5))
+    assert ask(app, [GOOD] * 40) == 504
+    goes_on.set()
+    app.config = ServeConfig(model="")
+    assert ask(app, [GOOD]) == 200
+    assert predictor.stats()["images"] <= 4 + 1
+
+
+def ask(app: App, rows: list[str]) -> int:
+    """Send a request to an application in this process; gives the status."""
+    body = json.dumps({"inputs": rows}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    sent = []
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/invocations", "method": "POST", "headers": headers}
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"]
+
+
+def noise(side: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def connect(server: str) -> socket.socket:
