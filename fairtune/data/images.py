@@ -22,6 +22,7 @@ MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 EMPTY = "the file is empty"
+NOT_FINITE = "holds values that are not finite"
 TOO_LARGE = "has {pixels:,} pixels, the limit is {limit:,}"
 _MEDICAL = "needs {package}: pip install 'fairtune[medical]'"
 _FULL_SCALES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
@@ -132,9 +133,10 @@ def decode_image(
 
 def _check_header(image: Image.Image, name: str) -> None:
     check_pixels(image.size, name)
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # MPO: a camera's JPEG with a preview behind it
-        raise ImageError(name, f"has {frames} frames; give one image a file")
+    # Not `n_frames`, which walks a TIFF's whole chain of directories, at a cost of its length squared.
+    several = getattr(image, "is_animated", False)
+    if several and image.format != "MPO":  # MPO: a camera's JPEG with a preview behind it
+        raise ImageError(name, "has several frames; give one image a file")
 
 
 def _pixels(
@@ -191,11 +193,13 @@ def to_uint8(array: np.ndarray, name: str, window: tuple[float, float] | None = 
             return array
         window = _natural_window(array, name)
     low, high = window
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ImageError(name, NOT_FINITE)
     if not high > low:
         return np.zeros(array.shape, np.uint8)
     scaled = (array.astype(np.float32) - low) * (255.0 / (high - low))
     if not np.isfinite(scaled).all():
-        raise ImageError(name, "holds values that are not finite")
+        raise ImageError(name, NOT_FINITE)
     result: np.ndarray = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
     return result
 
@@ -205,7 +209,7 @@ def _natural_window(array: np.ndarray, name: str) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = float(array.min()), float(array.max())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ImageError(name, "holds values that are not finite")
+        raise ImageError(name, NOT_FINITE)
     if array.dtype.kind in "ui" and low >= 0 and high <= _FULL_SCALES[-1]:
         return 0.0, float(next(scale for scale in _FULL_SCALES if high <= scale))
     if array.dtype.kind == "f" and low >= 0 and high <= 1:
@@ -231,11 +235,11 @@ def read_npy(stream: BinaryIO | Any, name: str) -> np.ndarray:
         body = stream.read(wanted)
         if len(body) != wanted:
             raise ImageError(name, f"is truncated: {len(body):,} of {wanted:,} bytes")
+        return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
     except ImageError:
         raise
     except Exception as error:  # a hostile header makes NumPy's parser raise nearly anything
         raise ImageError(name, f"is no readable array: {error}") from None
-    return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def missing_extra(name: str, package: str) -> ImageError:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from fairtune.data.images import ImageError, as_rgb, decode_image, load_image, resize, to_uint8
 
@@ -30,6 +30,24 @@ def npy(array: np.ndarray, **options: Any) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, **options)
     return buffer.getvalue()
+
+
+def hostile(shape: tuple[int, ...], descr: Any, n_bytes: int) -> bytes:
+    """Make an array file whose header promises what no array is."""
+    buffer = io.BytesIO()
+    facts = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, facts)
+    return buffer.getvalue() + bytes(n_bytes)
+
+
+def chain(count: int) -> bytes:
+    """Make a TIFF of one pixel and a chain of so many directories."""
+    tags = {0x0100: 1, 0x0101: 1, 0x0106: 1, 0x0111: 8, 0x0117: 1}  # width, length, grey, strip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    size = 2 + len(entries) + 4
+    nexts = [8 + size * (number + 1) for number in range(count - 1)] + [0]
+    directories = (struct.pack("<H", len(tags)) + entries + struct.pack("<I", n) for n in nexts)
+    return b"II*\0" + struct.pack("<I", 8) + b"".join(directories)
 
 
 RGB = Image.fromarray(pixels(1))
@@ -120,6 +138,12 @@ def test_window_clips() -> None:
     assert scaled.tolist() == [[0, 0, 128, 255, 255]]
 
 
+@pytest.mark.parametrize("window", [(np.nan, np.nan), (0.0, np.inf), (-np.inf, 0.0), (np.nan, 1.0)])
+def test_a_window_that_is_not_finite_is_refused(window: tuple[float, float]) -> None:
+    with pytest.raises(ImageError, match="x: holds values that are not finite"):
+        to_uint8(np.array([[0.0, 1.0]]), "x", window)
+
+
 @pytest.mark.parametrize("shape", [(5, 6), (5, 6, 1), (5, 6, 3), (1, 5, 6), (3, 5, 6)])
 def test_array_shapes(shape: tuple[int, ...]) -> None:
     assert as_rgb(np.zeros(shape, np.uint8), "x").shape == (5, 6, 3)
@@ -151,7 +175,9 @@ def test_big_jpeg_is_decoded_small_and_alike() -> None:
         (encoded(1, "PNG")[:500], "truncated"),
         (encoded(1, "PNG")[:40], "."),
         (saved(RGB, "GIF"), "unknown kind"),
-        (saved(RGB, "TIFF", save_all=True, append_images=[RGB]), "2 frames"),
+        (saved(RGB, "TIFF", save_all=True, append_images=[RGB]), "several frames"),
+        (saved(RGB, "PNG", save_all=True, append_images=[RGB.rotate(9)]), "several frames"),
+        (saved(RGB, "WEBP", save_all=True, append_images=[RGB.rotate(9)]), "several frames"),
         (npy(np.array([{"a": 1}]), allow_pickle=True), "pickled"),
         (npy(np.zeros((4, 4), "U3")), "not numbers"),
         (npy(np.full((4, 4), np.nan)), "not finite"),
@@ -159,12 +185,37 @@ def test_big_jpeg_is_decoded_small_and_alike() -> None:
         (npy(np.zeros((0, 4))), "no pixels"),
         (npy(np.zeros((9, 9)))[:-7], "truncated"),
         (b"\x93NUMPY\x01\x00\x10\x00" + b"{'descr': 1}    ", "no readable array"),
+        (hostile((-4, -4), "|u1", 16), "no readable array"),
+        (hostile((4, 4), "|V0", 0), "no readable array"),
+        (hostile((4, 4), ("<f4", (2,)), 128), "no readable array"),
     ],
 )
 def test_bad_data_is_refused_with_its_reason(data: bytes, reason: str) -> None:
     with pytest.raises(ImageError, match=f"picture: .*({reason})") as caught:
         decode_image(data, name="picture")
     assert "\n" not in str(caught.value)
+
+
+def test_a_chain_of_directories_is_refused_without_walking_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded: list[int] = []
+    real = TiffImagePlugin.ImageFileDirectory_v2.load
+
+    def load(self: Any, file: Any) -> None:
+        loaded.append(1)
+        real(self, file)
+
+    monkeypatch.setattr(TiffImagePlugin.ImageFileDirectory_v2, "load", load)
+    with pytest.raises(ImageError, match="has several frames"):
+        decode_image(chain(20_000))
+    assert len(loaded) < 5
+
+
+def test_a_camera_jpeg_with_a_preview_is_one_image() -> None:
+    shown, preview = Image.fromarray(pixels(1, (32, 32, 3))), RGB
+    data = saved(shown, "MPO", save_all=True, append_images=[preview])
+    assert decode_image(data).shape == (32, 32, 3)
 
 
 def bomb(width: int, height: int) -> bytes:
