@@ -71,16 +71,26 @@ def baselines(
     """Return full fine-tuning and the linear probe as candidates.
 
     Each takes the learning rate (and what else is searched) that did best on validation for the
-    nearest mask in the search: all bits, or none; without such a trial, ``train.learning_rate``.
+    nearest mask in the search: all bits, or none; in a space without bits, whose trials have one mask,
+    the same. Without such a trial it takes ``train.learning_rate``.
     """
     found = []
     ranked = sorted(_whole(trials), key=lambda trial: objective.loss(trial.value))
     for name, space in BASELINES.items():
         bit = max(workspace.space.levels) if space == "fullft" else 0
-        alike = [t.point for t in ranked if all(b == bit for b in t.point.bits)]
+        same = _is_the_only_mask(workspace, space)
+        alike = [t.point for t in ranked if same or set(t.point.bits) == {bit}]
         point = alike[0] if alike else Point((), workspace.config.train.learning_rate)
         found.append(Candidate(name, space, (), point.learning_rate, point.extras))
     return found
+
+
+def _is_the_only_mask(workspace: Workspace, space: str) -> bool:
+    """Say whether the searched space has no bits and trains what a baseline trains."""
+    own = workspace.space
+    if own.n_bits(workspace.base.model) or own.from_scratch:
+        return False
+    return workspace.mask(()).parameters == workspace.mask((), space).parameters
 
 
 @dataclass(frozen=True)

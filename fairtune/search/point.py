@@ -30,7 +30,7 @@ class Point:
         Rounded to two significant digits: finer differences are noise, and equal points can be
         recognised.
     extras
-        Further hyperparameters, by name; numbers are rounded alike.
+        Further hyperparameters, by name; `SearchSpace` rounds those of a range alike.
     """
 
     bits: tuple[int, ...]
@@ -40,8 +40,7 @@ class Point:
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", tuple(int(bit) for bit in self.bits))
         object.__setattr__(self, "learning_rate", two_digits(self.learning_rate))
-        extras = ((k, v if isinstance(v, str) else two_digits(v)) for k, v in self.extras)
-        object.__setattr__(self, "extras", tuple(extras))
+        object.__setattr__(self, "extras", tuple(self.extras))
 
     @property
     def key(self) -> str:
@@ -95,22 +94,18 @@ class SearchSpace:
     def point(self, sample: Mapping[str, Any]) -> Point:
         """Read what hyperopt gives an objective: values, not indices."""
         bits = tuple(sample[name] for name in self.bit_names)
-        extras = tuple((name, sample[name]) for name, _ in self.extra)
-        return Point(bits, float(sample[LEARNING_RATE]), extras)
+        return Point(bits, float(sample[LEARNING_RATE]), self._extras(sample))
 
     def point_of_vals(self, vals: Mapping[str, Sequence[Any]]) -> Point:
         """Read a hyperopt trial's ``misc["vals"]``: indices of choices, in lists."""
         bits = tuple(self.values[int(vals[label(name)][0])] for name in self.bit_names)
-        extras = tuple(
-            (
-                name,
-                what.choices[int(vals[name][0])]
-                if isinstance(what, ExtraChoice)
-                else vals[name][0],
-            )
+        drawn = {
+            name: what.choices[int(vals[name][0])]
+            if isinstance(what, ExtraChoice)
+            else vals[name][0]
             for name, what in self.extra
-        )
-        return Point(bits, float(vals[LEARNING_RATE][0]), extras)
+        }
+        return Point(bits, float(vals[LEARNING_RATE][0]), self._extras(drawn))
 
     def vals(self, point: Point) -> dict[str, list[Any]]:
         """Write a point as a hyperopt trial's ``misc["vals"]``."""
@@ -127,7 +122,26 @@ class SearchSpace:
 
     def extras_of(self, values: Mapping[str, Any]) -> Extras:
         """Read the further dimensions from a mapping, each brought into what is searched."""
-        return tuple((name, what.nearest(values[name])) for name, what in self.extra)
+        return self._extras({name: what.nearest(values[name]) for name, what in self.extra})
+
+    def extras_in(self, params: Mapping[str, str]) -> Extras:
+        """Read the further dimensions back from a run's parameters."""
+        return self._extras({name: _read(what, params[name]) for name, what in self.extra})
+
+    def _extras(self, values: Mapping[str, Any]) -> Extras:
+        """Round what comes from a range; what is on a list stays as it stands there."""
+        return tuple(
+            (name, two_digits(values[name]) if isinstance(what, ExtraRange) else values[name])
+            for name, what in self.extra
+        )
+
+
+def _read(what: ExtraRange | ExtraChoice, text: str) -> float | str:
+    if isinstance(what, ExtraRange):
+        return float(text)
+    # Once numbers of a list were rounded as well; where the two differ, the exact one is meant.
+    rounded = {str(two_digits(one)): one for one in what.choices if not isinstance(one, str)}
+    return {**rounded, **{str(one): one for one in what.choices}}[text]
 
 
 def _expression(name: str, what: ExtraRange | ExtraChoice) -> Any:

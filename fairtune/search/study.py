@@ -234,10 +234,7 @@ def point_of(run: Run, space: SearchSpace) -> Point:
     return Point(
         tuple(int(params[f"mask.{name}"]) for name in space.bit_names),
         float(params["learning_rate"]),
-        tuple(
-            (name, params[name] if isinstance(what.nearest(None), str) else float(params[name]))
-            for name, what in space.extra
-        ),
+        space.extras_in(params),
     )
 
 

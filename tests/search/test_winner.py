@@ -19,6 +19,7 @@ from search.samples import tiny_config
 from fairtune.errors import InputError
 from fairtune.fairness import get_objective
 from fairtune.peft.models import build_model
+from fairtune.search.final import baselines
 from fairtune.search.figures import draw_importance, draw_pareto, draw_progress
 from fairtune.search.point import Point, SearchSpace
 from fairtune.search.search import SearchOutcome
@@ -41,6 +42,7 @@ from fairtune.search.summary import (
 )
 from fairtune.search.trial import set_drop_path
 from fairtune.training import Split
+from fairtune.workspace import open_workspace
 
 UP, DOWN = get_objective("worst_group_auroc"), get_objective("auroc_gap")
 VALUES = st.one_of(st.sampled_from([0.5, 0.6, 0.7]), st.just(math.nan))
@@ -90,6 +92,27 @@ def test_a_candidate_with_a_failed_seed_is_out() -> None:
     assert standings([*good.runs, bad]) == [good]
     with pytest.raises(NoTrialError, match="nan loss"):
         standings([bad])
+
+
+@pytest.mark.parametrize(
+    ("space", "bits", "full", "probe"),
+    [
+        ("auto_peft1", (1, 1, 1, 1, 1, 1), 7e-3, 3e-3),
+        ("auto_peft1", (0, 0, 0, 0, 0, 0), 3e-3, 7e-3),
+        ("auto_peft1", (1, 0, 0, 1, 0, 0), 3e-3, 3e-3),
+        ("bitfit", (), 3e-3, 3e-3),  # no bits: none of them is on, and none is off
+        ("auto_peft1:101100", (), 3e-3, 3e-3),
+        ("auto_peft1:0", (), 3e-3, 7e-3),  # trains what the linear probe trains
+        ("fullft", (), 7e-3, 3e-3),
+        ("train_from_scratch", (), 3e-3, 3e-3),
+    ],
+)
+def test_a_baseline_takes_the_learning_rate_of_the_nearest_mask_alone(
+    source: str, space: str, bits: tuple[int, ...], full: float, probe: float
+) -> None:
+    workspace = open_workspace(tiny_config(search__space=space), source)
+    trial = FinishedTrial(0, Point(bits, 7e-3), "r", 0.8, 0.9, 0.8, 2, False)
+    assert [one.learning_rate for one in baselines(workspace, [trial], UP)] == [full, probe]
 
 
 def _split(n: int, patients: int) -> tuple[Split, np.ndarray]:
@@ -174,7 +197,7 @@ EXTRA = {
     "weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
     "class_weights": {"choices": ["balanced", "none"]},
     "drop_path": {"low": 0.0, "high": 0.3},
-    "layer_decay": {"choices": [0.65, 1.0]},
+    "layer_decay": {"choices": [0.655, 1.0]},
 }
 
 
@@ -220,7 +243,8 @@ SPACE_EXTRA = SearchSpace(
 
 
 def test_points_with_further_dimensions_read_back() -> None:
-    point = Point((1,), 1e-3, (("weight_decay", 0.0123), ("class_weights", "none")))
+    sample = {"a": 1, "learning_rate": 1e-3, "weight_decay": 0.0123, "class_weights": "none"}
+    point = SPACE_EXTRA.point(sample)
     assert point.extras[0] == ("weight_decay", 0.012)
     vals = SPACE_EXTRA.vals(point)
     assert vals["class_weights"] == [1]
@@ -230,6 +254,18 @@ def test_points_with_further_dimensions_read_back() -> None:
         ("weight_decay", 1e-3),
         ("class_weights", "balanced"),
     )
+
+
+def test_what_is_on_a_list_is_not_rounded() -> None:
+    what = ExtraChoice(choices=(0.125, 128.0, "none"))
+    space = SearchSpace(("a",), 1e-4, 1e-2, extra=(("x", what),))
+    for index, value in enumerate(what.choices):
+        point = space.point({"a": 1, "learning_rate": 1e-3, "x": value})
+        assert point.extras == (("x", value),)
+        assert space.vals(point)["x"] == [index]
+        assert space.point_of_vals(space.vals(point)) == point
+        assert space.extras_in({"x": str(value)}) == point.extras  # as a run holds it
+    assert space.extras_in({"x": "0.12"}) == (("x", 0.125),)  # as it once did
 
 
 @pytest.mark.parametrize(
