@@ -29,7 +29,7 @@ from fairtune.data.references import Reference
 from fairtune.data.store_build import bad_images, build
 from fairtune.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 """Rises whenever decoding or resizing changes a pixel."""
 
 SIZES = range(8, 4097)
