@@ -82,6 +82,16 @@ class ModelConfig(_Section):
     )
 
 
+class CardConfig(_Section):
+    """What no run knows of a model: texts of its model card."""
+
+    intended_use: str = Field("", description="What the model is for; a cautious text by default.")
+    out_of_scope: str = Field("", description="What it is not for; a cautious text by default.")
+    data: str = Field("", description="Where the images are from, who is in them.")
+    contact: str = Field("", description="Whom to ask.")
+    licence: str = Field("", description="On what terms the model may be used.")
+
+
 class RegisterConfig(_Section):
     """Where the winner goes."""
 
@@ -89,6 +99,7 @@ class RegisterConfig(_Section):
         None, description="Name of the registered model; null = do not register."
     )
     alias: str = Field("champion", description="Alias that the new version takes.")
+    card: CardConfig = Field(CardConfig(), description="Texts of the model card.")
 
     @model_validator(mode="after")
     def _registry_takes_them(self) -> RegisterConfig:

@@ -46,8 +46,10 @@ def register(run: str, run_id: str, name: str, alias: str, source: str) -> None:
     """
     run_id = _given_once("RUN_ID", run, run_id)
     from fairtune.search.single import register_run
+    from fairtune.tracking.runs import store_in_use
 
-    version = register_run(run_id, name, source or None, alias=alias or None)
+    with store_in_use():
+        version = register_run(run_id, name, source or None, alias=alias or None)
     click.echo(f"registered {version.name} version {version.version}")
     print_result({"run_id": run_id, "model_name": name, "model_version": version.version})
 
@@ -95,12 +97,16 @@ def promote(model: str, name: str, version: str, rollback: bool, **limits: float
     from fairtune.tracking.gate import GateLimits
     from fairtune.tracking.gate import promote as run_promote
     from fairtune.tracking.gate import rollback as run_rollback
+    from fairtune.tracking.runs import store_in_use
 
     if rollback == bool(version):
         raise InputError("give either --version N or --rollback")
-    decision = (
-        run_rollback(name) if rollback else run_promote(name, version, limits=GateLimits(**limits))
-    )
+    with store_in_use():
+        decision = (
+            run_rollback(name)
+            if rollback
+            else run_promote(name, version, limits=GateLimits(**limits))
+        )
     click.echo(decision.text)
     print_result(
         {"model_name": name, "model_version": decision.version, "outcome": decision.outcome}
@@ -119,8 +125,10 @@ def monitor(name: str, predictions: str, margin: float) -> None:
       fairtune monitor --name skin --predictions week-12.parquet
     """
     from fairtune.tracking.monitor import monitor as run_monitor
+    from fairtune.tracking.runs import store_in_use
 
-    report = run_monitor(predictions, name, margin=margin)
+    with store_in_use():
+        report = run_monitor(predictions, name, margin=margin)
     click.echo(report.text)
     print_result(
         {"run_id": report.run_id, "model_version": report.version, "broken": report.broken}

@@ -40,6 +40,8 @@ def alias_version(client: MlflowClient, name: str, alias: str) -> str | None:
     try:
         aliases = client.get_registered_model(name).aliases
     except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         known = sorted(found.name for found in client.search_registered_models())
         names = ", ".join(item for item in known if not item.endswith(LOCK_SUFFIX)) or "none"
         where = without_password(mlflow.get_registry_uri())

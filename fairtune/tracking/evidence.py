@@ -14,6 +14,9 @@ from fairtune.errors import InputError
 from fairtune.tracking.predictions import read_predictions
 from fairtune.tracking.runs import RunLog, existing_run
 
+GATE_TAG = "fairtune.gate"
+"""Tag of a version: what the gate decided about it; further tags begin with it."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -40,6 +43,8 @@ def model_version(client: MlflowClient, name: str, version: str) -> ModelVersion
     try:
         return client.get_model_version(name, version)
     except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
         known = client.search_model_versions(f"name = '{name}'")
         numbers = ", ".join(sorted((str(found.version) for found in known), key=int)) or "none"
         raise InputError(f"{name!r} has no version {version!r} (known: {numbers})") from error

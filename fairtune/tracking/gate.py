@@ -29,14 +29,14 @@ from fairtune.tracking.aliases import (
     alias_version,
     replace_champion,
 )
-from fairtune.tracking.evidence import Evidence, aligned, evidence, model_version
+from fairtune.tracking.evidence import GATE_TAG, Evidence, aligned, evidence, model_version
+from fairtune.tracking.model_card import CARD_TAG, write_model_card
 from fairtune.tracking.predictions import groups_of, probabilities_of
 from fairtune.tracking.runs import RunLog, existing_run
 
 logger = logging.getLogger(__name__)
 
 PROMOTED, REFUSED, ROLLED_BACK = "promoted", "refused", "rolled_back"
-TAG = "fairtune.gate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,10 +269,10 @@ def _record(client: MlflowClient, log: RunLog, decision: Decision) -> None:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
     failed = [check.metric for check in decision.checks if not check.passed]
     tags = {
-        TAG: decision.outcome,
-        f"{TAG}.time": stamp,
-        f"{TAG}.against": decision.champion or "absolute limits",
-        f"{TAG}.failed": decision.note or ", ".join(failed) or "nothing",
+        GATE_TAG: decision.outcome,
+        f"{GATE_TAG}.time": stamp,
+        f"{GATE_TAG}.against": decision.champion or "absolute limits",
+        f"{GATE_TAG}.failed": decision.note or ", ".join(failed) or "nothing",
     }
     for key, value in tags.items():
         client.set_model_version_tag(decision.name, decision.version, key, value)
@@ -280,6 +280,8 @@ def _record(client: MlflowClient, log: RunLog, decision: Decision) -> None:
     for check in document["checks"]:  # NaN is no JSON
         check |= {k: None for k, v in check.items() if isinstance(v, float) and math.isnan(v)}
     log.json(f"gate/{decision.name}-v{decision.version}-{int(now * 1000)}.json", document)
+    if CARD_TAG in model_version(client, decision.name, decision.version).tags:
+        write_model_card(decision.name, decision.version)  # which names the decision
 
 
 def decisions(name: str, version: str | int) -> list[Path]:

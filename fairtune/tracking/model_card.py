@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from mlflow import MlflowClient
 
 from fairtune.errors import InputError
 from fairtune.fairness import BootstrapReport, FairnessReport, bootstrap_report, evaluate
-from fairtune.tracking.evidence import Evidence, evidence, model_version
-from fairtune.tracking.gate import TAG as GATE_TAG
+from fairtune.tracking.evidence import GATE_TAG, Evidence, evidence, model_version
 from fairtune.tracking.predictions import groups_of, probabilities_of
-from fairtune.tracking.runs import COMMIT, PARENT, RunLog
+from fairtune.tracking.runs import COMMIT, KIND, PARENT, RunLog
 
 logger = logging.getLogger(__name__)
 
+CARD_TAG = "fairtune.model_card"
+"""Tag of a version: where its card is."""
 TEMPLATES = Path(__file__).with_name("templates")
 HEADLINE = {
     "auroc": "AUROC, all images",
@@ -45,14 +46,16 @@ OUT_OF_SCOPE = (
     "Decisions without a human; images from other devices, sites or populations than those below; "
     "groups that are not in the table of groups."
 )
+CHOSEN = "The mask was chosen to mitigate differences between the groups of the table on validation data."
+FITTED = (
+    "The threshold was fitted on validation data and is the same for all groups. It should be fitted "
+    "again where the prevalence differs."
+)
 LIMITS = (
-    "The mask was chosen to mitigate differences between the groups of the table on validation data. "
-    "That says nothing about groups that were not measured, about combinations of attributes that "
-    "are not in the table, or about data that differ from these.",
+    "The figures say nothing about groups that were not measured, about combinations of attributes "
+    "that are not in the table, or about data that differ from these.",
     "A small interval around a small gap is evidence of similar performance; a wide interval is no "
     "evidence of anything. Read n and the interval before the figure.",
-    "The threshold was fitted on validation data and is the same for all groups. It should be fitted "
-    "again where the prevalence differs.",
     "The worst of several groups looks worse than it is when the groups are small, because the "
     "smallest of noisy figures is chosen.",
 )
@@ -60,14 +63,13 @@ LIMITS = (
 
 @dataclass(frozen=True, kw_only=True)
 class CardTexts:
-    """What no run knows: a person has to say it; the defaults promise little."""
+    """What no run knows: a person says it, under `register.card`; the defaults promise little."""
 
     intended_use: str = INTENDED_USE
     out_of_scope: str = OUT_OF_SCOPE
     data: str = ""
     contact: str = ""
     licence: str = ""
-    limits: Sequence[str] = LIMITS
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Card:
     level: float
     threshold: float | None
     texts: CardTexts
+    limits: Sequence[str]
     headline: Mapping[str, Figure]
     groups: Sequence[GroupRow]
     undefined: Sequence[str]
@@ -130,7 +133,6 @@ def model_card(
     version: str | int,
     *,
     split: str = "test",
-    texts: CardTexts | None = None,
     n_resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
@@ -144,6 +146,7 @@ def model_card(
     """
     client, version = MlflowClient(), str(version)
     found = evidence(client, name, version, split)
+    config = _config(found.log)
     arguments = (
         found.table["label"],
         probabilities_of(found.table),
@@ -167,11 +170,12 @@ def model_card(
         n_patients=spread.n_clusters,
         level=level,
         threshold=found.threshold,
-        texts=texts or CardTexts(),
+        texts=_texts(config),
+        limits=tuple(_limits(found)),
         headline={title: _figure(spread, metric) for metric, title in HEADLINE.items()},
         groups=_group_rows(report, spread),
         undefined=[_say(item) for item in report.undefined],
-        facts=_facts(client, found, name, version),
+        facts=_facts(client, found, config, name, version),
     )
 
 
@@ -183,7 +187,7 @@ def write_model_card(name: str, version: str | int, **options: Any) -> Card:
     for ending, text in (("md", card.markdown()), ("html", card.html())):
         client.log_text(run_id, text, f"model_card.{ending}")
     uri = f"{client.get_run(run_id).info.artifact_uri}/model_card.html"
-    client.set_model_version_tag(name, card.version, "fairtune.model_card", uri)
+    client.set_model_version_tag(name, card.version, CARD_TAG, uri)
     logger.info("model card of %s version %s: %s", name, card.version, uri)
     return card
 
@@ -222,11 +226,33 @@ def _say(item: Any) -> str:
     return f"{item.metric} of {where}: {item.reason} (n = {item.n})"
 
 
-def _facts(client: MlflowClient, found: Evidence, name: str, version: str) -> dict[str, str]:
+def _texts(config: Mapping[str, Any]) -> CardTexts:
+    given = config.get("register", {}).get("card") or {}
+    return CardTexts(**{key: text for key, text in given.items() if text})
+
+
+def _limits(found: Evidence) -> Iterator[str]:
+    if _searched(found.log):
+        yield CHOSEN
+    yield from LIMITS
+    if found.threshold is not None:
+        yield FITTED
+
+
+def _searched(log: RunLog) -> bool:
+    """Say whether a run is a search, or part of one."""
+    tags = log.data().data.tags
+    if tags.get(KIND) == "search":
+        return True
+    return PARENT in tags and _searched(log.sibling(tags[PARENT]))
+
+
+def _facts(
+    client: MlflowClient, found: Evidence, config: Mapping[str, Any], name: str, version: str
+) -> dict[str, str]:
     """Name what the model was made from, as far as the run knows it."""
     run = found.log.data()
     tags, params = run.data.tags, run.data.params
-    config = _config(found.log, tags.get(PARENT))
     registered = model_version(client, name, version).tags
     facts = {
         "Architecture": config.get("model", {}).get("architecture"),
@@ -244,7 +270,8 @@ def _facts(client: MlflowClient, found: Evidence, name: str, version: str) -> di
     return {key: str(value) for key, value in facts.items() if value}
 
 
-def _config(log: RunLog, parent: str | None) -> dict[str, Any]:
+def _config(log: RunLog) -> dict[str, Any]:
+    parent = log.data().data.tags.get(PARENT)
     for owner in (log, log.sibling(parent) if parent else None):
         try:
             read = yaml.safe_load(owner.read_text("config.yaml")) if owner else {}

@@ -1,11 +1,11 @@
 """After deployment: the same report on what the champion answered, against what was registered.
 
-Outcomes come late. Rows without one still say how often each group is called positive; with outcomes
-the whole report is made. A limit counts as broken when the kinder bound of a figure, not the figure
-alone, lies beyond it: a small month must not raise an alarm by chance. The bound is that of the basic
-bootstrap (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2), which
-takes back what the percentiles of a smallest or largest of few noisy groups overstate. What cannot be
-judged is listed so.
+Outcomes come late. How often each group is called positive needs none, and is taken from all rows;
+everything else from the rows that have one. A limit counts as broken when the kinder bound of a
+figure, not the figure alone, lies beyond it: a small month must not raise an alarm by chance. The
+bound is that of the basic bootstrap (Davison and Hinkley, "Bootstrap Methods and their Application",
+1997, section 5.2), which takes back what the percentiles of a smallest or largest of few noisy groups
+overstate. What cannot be judged is listed so.
 """
 
 from __future__ import annotations
@@ -13,22 +13,30 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 
 from fairtune.errors import GateRefusedError, InputError
-from fairtune.fairness import FairnessReport, Interval, bootstrap_report, evaluate
+from fairtune.fairness import Interval, bootstrap_report, evaluate
 from fairtune.tracking.aliases import CHAMPION, alias_version
 from fairtune.tracking.evidence import model_version
 from fairtune.tracking.predictions import PROBABILITY, groups_of, probabilities_of
-from fairtune.tracking.runs import RunLog, open_run, split_metrics
+from fairtune.tracking.runs import RunLog, open_run
 
 SPLIT = "monitor"
+WITHOUT_OUTCOMES = (
+    "n",
+    "selection_rate",
+    "demographic_parity_difference",
+    "demographic_parity_ratio",
+)
+"""What can be measured before any outcome is known."""
 KEPT, BROKEN, UNJUDGED = "kept", "broken", "not judged"
 HIGHER_IS_BETTER = {
     "auroc": True,
@@ -121,19 +129,22 @@ def monitor(
     found = model_version(client, name, version)
     table = _read(Path(predictions))
     threshold = client.get_run(str(found.run_id)).data.metrics.get("threshold")
-    known = table["label"].notna().to_numpy()
-    report = _report(table, known, threshold)
-    spread = _spread(table, known, threshold, n_resamples, level, seed)
+    judged = table[table["label"].notna()]
+    bootstrap = {"n_resamples": n_resamples, "level": level, "seed": seed}
+    of_all = _measured(table.assign(label=0), threshold, bootstrap).only(WITHOUT_OUTCOMES)
+    measured = (
+        of_all if judged.empty else _measured(judged, threshold, bootstrap).with_parity_of(of_all)
+    )
     watches = tuple(
-        _watch(metric, found.tags.get(f"{split}/{metric}"), report, spread, margin)
+        _watch(metric, found.tags.get(f"{split}/{metric}"), measured, margin)
         for metric in HIGHER_IS_BETTER
     )
     with open_run("monitor", f"{name} v{version}", experiment=experiment) as log:
-        result = MonitorReport(name, version, log.run_id, len(table), int(known.sum()), watches)
+        result = MonitorReport(name, version, log.run_id, len(table), len(judged), watches)
         log.log(
             metrics={
-                **split_metrics(SPLIT, report),
-                f"{SPLIT}/n_judged": float(known.sum()),
+                **{f"{SPLIT}/{name}": value for name, value in measured.figures.items()},
+                f"{SPLIT}/n_judged": float(len(judged)),
                 f"{SPLIT}/n_logged": float(len(table)),
                 **({} if threshold is None else {"threshold": threshold}),
             },
@@ -147,9 +158,9 @@ def monitor(
             },
         )
         log.text("monitor.csv", pd.DataFrame([asdict(watch) for watch in watches]).to_csv())
-        log.text("groups.csv", report.table().to_csv(index=False))
-        if known.any():
-            _keep(log, table[known])
+        log.text("groups.csv", measured.groups.to_csv(index=False))
+        if not judged.empty:
+            _keep(log, judged)
     if result.broken:
         raise GateRefusedError(result.text)
     return result
@@ -165,8 +176,12 @@ def _read(path: Path) -> pd.DataFrame:
             raise InputError(f"{path}: no column {column!r} (predictions have one for each class)")
     if table.empty:
         raise InputError(f"{path} has no rows")
-    if "label" not in table.columns:
-        table["label"] = np.nan
+    for column in [name for name in table.columns if str(name).startswith(PROBABILITY)]:
+        table[column] = _numbers(table[column], path, "a probability")
+    label = table["label"] if "label" in table.columns else pd.Series(np.nan, table.index)
+    table["label"] = _numbers(label, path, "a class number (empty while the outcome is unknown)")
+    if not (table["label"].dropna() % 1 == 0).all():
+        raise InputError(f"{path}, column 'label': class numbers are whole: 0, 1, ...")
     if "patient" not in table.columns:
         table["patient"] = np.arange(len(table))
     if groups_of(table).shape[1] == 0:
@@ -186,54 +201,61 @@ def _keep(log: RunLog, judged: pd.DataFrame) -> None:
         log.file(path, "predictions")
 
 
-def _report(table: pd.DataFrame, known: np.ndarray, threshold: float | None) -> FairnessReport:
-    """Report on the rows with outcomes, or on all, with every outcome 0, when there is none.
-
-    Selection rates, and so demographic parity, do not depend on outcomes; all that does is not
-    defined with one class, and says so.
-    """
-    rows = table[known] if known.any() else table.assign(label=0)
-    return evaluate(
-        rows["label"].astype(int), probabilities_of(rows), groups_of(rows), threshold=threshold
-    )
+def _numbers(column: pd.Series, path: Path, what: str) -> pd.Series:
+    """Read a column as numbers, empty cells as NaN; raises `InputError` for anything else."""
+    numbers = pd.to_numeric(column, errors="coerce").astype(float)
+    wrong = column[numbers.isna() & column.notna()]
+    if len(wrong):
+        raise InputError(f"{path}, column {column.name!r}: {wrong.iloc[0]!r} is not {what}")
+    return numbers
 
 
-def _spread(
-    table: pd.DataFrame,
-    known: np.ndarray,
-    threshold: float | None,
-    n_resamples: int,
-    level: float,
-    seed: int,
-) -> Mapping[str, Interval]:
-    rows = table[known] if known.any() else table.assign(label=0)
-    if rows["patient"].nunique() < 2:
-        return {}
-    return bootstrap_report(
-        rows["label"].astype(int),
-        probabilities_of(rows),
-        groups_of(rows),
-        rows["patient"],
-        threshold=threshold,
-        n_resamples=n_resamples,
-        level=level,
-        seed=seed,
-    ).intervals
+@dataclass(frozen=True)
+class _Measured:
+    """Figures by name, their intervals, and a row for each group."""
+
+    figures: Mapping[str, float]
+    spread: Mapping[str, Interval]
+    groups: pd.DataFrame
+
+    def only(self, names: Collection[str]) -> _Measured:
+        """Keep these metrics, of groups as well."""
+        figures = {k: v for k, v in self.figures.items() if k.partition("_by_")[0] in names}
+        spread = {k: v for k, v in self.spread.items() if k.partition("_by_")[0] in names}
+        kept = ["attribute", "group", *(name for name in self.groups.columns if name in names)]
+        return _Measured(figures, spread, self.groups[kept])
+
+    def with_parity_of(self, other: _Measured) -> _Measured:
+        """Take demographic parity from the other, which has more rows."""
+        figures = {k: v for k, v in other.figures.items() if k.startswith("demographic_parity")}
+        spread = {k: v for k, v in other.spread.items() if k in figures}
+        return _Measured({**self.figures, **figures}, {**self.spread, **spread}, self.groups)
+
+
+def _measured(
+    rows: pd.DataFrame, threshold: float | None, bootstrap: Mapping[str, Any]
+) -> _Measured:
+    given = (rows["label"].astype(int), probabilities_of(rows), groups_of(rows))
+    report = evaluate(*given, threshold=threshold)
+    spread: Mapping[str, Interval] = {}
+    if rows["patient"].nunique() > 1:
+        found = bootstrap_report(*given, rows["patient"], threshold=threshold, **bootstrap)
+        spread = found.intervals
+    return _Measured(report.to_dict(), spread, report.table())
 
 
 def _watch(
     metric: str,
     registered: str | None,
-    report: FairnessReport,
-    spread: Mapping[str, Interval],
+    measured: _Measured,
     margin: float,
 ) -> Watch:
     before = float(registered) if registered is not None else math.nan
     higher = HIGHER_IS_BETTER[metric]
     limit = before - margin if higher else before + margin
-    found = spread.get(metric)
+    found = measured.spread.get(metric)
     low, high = (found.low, found.high) if found else (math.nan, math.nan)
-    now = report.headline[metric]
+    now = measured.figures.get(metric, math.nan)
     bound = 2 * now - (low if higher else high)
     if math.isnan(bound) or math.isnan(limit):
         state = UNJUDGED

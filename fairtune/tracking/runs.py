@@ -269,10 +269,25 @@ def store_errors() -> Iterator[None]:
     except FairtuneError:
         raise
     except STORE_ERRORS as error:
-        uri = without_password(mlflow.get_tracking_uri())
-        raise InputError(
-            f"tracking store {uri}: {_reason(error)}; check MLFLOW_TRACKING_URI and its permissions"
-        ) from None
+        raise _store_failed(error) from None
+
+
+@contextmanager
+def store_in_use() -> Iterator[None]:
+    """Make sure that the store answers, and say in one line when it fails within the block."""
+    with store_errors():
+        prepare_store(mlflow.get_tracking_uri())
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        raise _store_failed(error) from error
+
+
+def _store_failed(error: Exception) -> InputError:
+    uri = without_password(mlflow.get_tracking_uri())
+    return InputError(
+        f"tracking store {uri}: {_reason(error)}; check MLFLOW_TRACKING_URI and its permissions"
+    )
 
 
 def is_store_failure(error: BaseException) -> bool:

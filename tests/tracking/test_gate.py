@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, RESOURCE_DOES_NOT_EXIST
+from stores import mlflow_at
 
 from fairtune.cli import main
 from fairtune.errors import GateRefusedError, InputError
@@ -308,3 +309,31 @@ def test_ten_thousand_images_take_under_ten_seconds(store: MlflowClient, tmp_pat
     start = time.process_time()
     promote(NAME, second, limits=GateLimits(worst_group_margin=0.05))
     assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("command", [["promote", NAME, "--version", "1"],
+                                     ["promote", NAME, "--rollback"],
+                                     ["monitor", "--name", NAME, "--predictions", "none.csv"],
+                                     ["register", "abc", "--name", NAME]])  # fmt: skip
+def test_a_store_that_does_not_answer_is_one_line(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fairtune.tracking.stores.TRIES", 1)
+    with mlflow_at("http://127.0.0.1:9"):
+        done = CliRunner().invoke(main, command)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "does not answer" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_the_store_refuses_is_not_taken_for_an_unknown_name(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MlflowException("Permission denied", PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "get_registered_model", refuse)
+    done = CliRunner().invoke(main, ["promote", NAME, "--rollback"])
+    assert done.exit_code == 2
+    assert "Permission denied" in done.stderr
+    assert "no registered model" not in done.stderr

@@ -7,17 +7,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from test_gate import GOOD, NAME, predictions, store, version  # noqa: F401
 
 from fairtune.cli import main
 from fairtune.errors import GateRefusedError, InputError
 from fairtune.fairness import evaluate
 from fairtune.tracking.gate import promote
-from fairtune.tracking.model_card import CardTexts, model_card, write_model_card
+from fairtune.tracking.model_card import (
+    CHOSEN,
+    FITTED,
+    INTENDED_USE,
+    model_card,
+    write_model_card,
+)
 from fairtune.tracking.monitor import monitor
 from fairtune.tracking.predictions import groups_of, probabilities_of
+from fairtune.tracking.runs import KIND
 
 
 @pytest.fixture
@@ -63,10 +72,7 @@ def test_a_group_that_got_worse_breaks_a_limit(
     with pytest.raises(GateRefusedError, match="worst_group_auroc") as caught:
         monitor(worse, NAME, experiment="e")
     assert caught.value.exit_code == 3
-    (run,) = store.search_runs(
-        [store.get_experiment_by_name("e").experiment_id], "tags.`fairtune.broken` != ''"
-    )
-    assert "worst_group_auroc" in run.data.tags["fairtune.broken"]
+    assert "worst_group_auroc" in the_run(store).data.tags["fairtune.broken"]
 
 
 def test_the_command_line_says_whether_a_limit_is_broken(champion: str, tmp_path: Path) -> None:
@@ -95,12 +101,47 @@ def test_a_small_sample_is_no_alarm(champion: str, tmp_path: Path) -> None:
     assert watch.state == "kept"
 
 
-def test_without_outcomes_only_the_selection_is_judged(champion: str, tmp_path: Path) -> None:
+def test_without_outcomes_only_the_selection_is_judged(
+    store: MlflowClient,  # noqa: F811
+    champion: str,
+    tmp_path: Path,
+) -> None:
     table = predictions(GOOD, shift=3.0).drop(columns="label")
     with pytest.raises(GateRefusedError, match="demographic_parity_difference") as caught:
         monitor(saved(table, tmp_path), NAME, experiment="e")
     assert "0 with an outcome" in str(caught.value)
     assert str(caught.value).count("not judged") == 3
+    run = the_run(store)
+    assert run.data.metrics["monitor/n"] == 1200
+    assert run.data.metrics["monitor/n_by_group/site.south"] > 0
+    assert run.data.metrics["monitor/selection_rate_by_group/site.south"] > 0.5
+    assert not [name for name in run.data.metrics if "accuracy" in name or "log_loss" in name]
+
+
+@pytest.mark.parametrize("known", [1, 3, 600])
+def test_selection_is_judged_on_all_rows_whatever_outcomes_are_known(
+    store: MlflowClient,  # noqa: F811
+    champion: str,
+    tmp_path: Path,
+    known: int,
+) -> None:
+    table = predictions(GOOD, shift=3.0)
+    everyone = evaluate(table["label"], probabilities_of(table), groups_of(table), threshold=0.5)
+    table["label"] = table["label"].astype(float).where(np.arange(len(table)) < known)
+    with pytest.raises(GateRefusedError, match=r"broken: .*demographic_parity_difference"):
+        monitor(saved(table, tmp_path), NAME, experiment="e")
+    metrics = the_run(store).data.metrics
+    name = "demographic_parity_difference"
+    assert metrics[f"monitor/{name}"] == pytest.approx(everyone.headline[name])
+    assert metrics["monitor/n"] == metrics["monitor/n_judged"] == known
+
+
+def the_run(client: MlflowClient) -> Run:
+    """The one run of monitoring."""
+    (run,) = client.search_runs(
+        [client.get_experiment_by_name("e").experiment_id], "tags.`fairtune.broken` != ''"
+    )
+    return run
 
 
 def test_rows_whose_outcome_is_not_known_yet_wait(champion: str, tmp_path: Path) -> None:
@@ -120,11 +161,22 @@ def test_files_that_cannot_be_used(champion: str, tmp_path: Path) -> None:
         monitor(saved(table.drop(columns="site"), tmp_path), NAME)
     with pytest.raises(InputError, match="no registered model"):
         monitor(saved(table, tmp_path), "nobody")
+    for column, value, text in (
+        ("label", "benign", "'benign' is not a class number"),
+        ("label", 0.5, "class numbers are whole"),
+        ("probability_1", "high", "'high' is not a probability"),
+    ):
+        wrong = table.astype({column: object})
+        wrong.loc[3, column] = value
+        with pytest.raises(InputError, match=text):
+            monitor(saved(wrong, tmp_path, "csv"), NAME)
 
 
 def test_card_says_what_was_measured(store: MlflowClient, champion: str) -> None:  # noqa: F811
-    texts = CardTexts(data="Photographs <of> moles.", contact="a@b.example")
-    card = write_model_card(NAME, champion, texts=texts)
+    run_id = store.get_model_version(NAME, champion).run_id
+    texts = {"data": "Photographs <of> moles.", "contact": "a@b.example", "licence": ""}
+    store.log_text(run_id, yaml.safe_dump({"register": {"card": texts}}), "config.yaml")
+    card = write_model_card(NAME, champion)
     report = evaluate(
         predictions(GOOD)["label"],
         probabilities_of(predictions(GOOD)),
@@ -146,10 +198,25 @@ def test_card_says_what_was_measured(store: MlflowClient, champion: str) -> None
         assert row.n == cell.n
         assert row.auroc.value == pytest.approx(cell.values["auroc"])
         assert row.auroc.low < row.auroc.value < row.auroc.high
-    run_id = store.get_model_version(NAME, champion).run_id
+    assert "a@b.example" in markdown
+    assert INTENDED_USE in markdown
     names = {item.path for item in store.list_artifacts(run_id)}
     assert {"model_card.md", "model_card.html"} <= names
     assert "promoted" in markdown
+
+
+def test_card_says_what_holds_for_its_model(store: MlflowClient, tmp_path: Path) -> None:  # noqa: F811
+    number = version(store, predictions(GOOD), tmp_path)
+    run_id = store.get_model_version(NAME, number).run_id
+    assert CHOSEN not in write_model_card(NAME, number, n_resamples=50).markdown()
+    store.set_tag(run_id, KIND, "search")
+    card = write_model_card(NAME, number, n_resamples=50)
+    assert CHOSEN in card.markdown()
+    assert FITTED in card.markdown()
+    assert "| Gate |" not in card.markdown()
+    promote(NAME, number)  # which writes the card anew
+    text = Path(store.download_artifacts(run_id, "model_card.md")).read_text(encoding="utf-8")
+    assert "| Gate | promoted " in text
 
 
 def test_card_names_what_is_not_defined(store: MlflowClient, tmp_path: Path) -> None:  # noqa: F811
