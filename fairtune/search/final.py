@@ -13,13 +13,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mlflow.entities import Run
+
 from fairtune.config import Config
 from fairtune.fairness import Objective, get_objective
 from fairtune.interrupt import InterruptedSearchError, StopRequest
 from fairtune.peft import Mask
-from fairtune.search.point import Point
-from fairtune.search.runner import ERROR
-from fairtune.search.standings import Candidate, FinalRun, patient_error
+from fairtune.search.point import Point, SearchSpace
+from fairtune.search.runner import ERROR, has_ended
+from fairtune.search.standings import Candidate, FinalRun, Standing, patient_error, standings
 from fairtune.search.study import FinishedTrial
 from fairtune.search.trial import Trial, mask_params, mask_tags, run_trial
 from fairtune.search.worker import stop_requested, worker_workspace
@@ -30,6 +32,7 @@ from fairtune.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 FINAL_KEY = "fairtune.final_key"
+CANDIDATE = "fairtune.candidate"
 PATIENT_ERROR = "objective_patient_error"
 BASELINES = {"full fine-tuning": "fullft", "linear probe": "linear_readout"}
 
@@ -111,9 +114,7 @@ class FinalRunner:
             f"tags.`{FINAL_KEY}` = '{key}' and attributes.status = 'FINISHED'"
         )
         if done:
-            found = done[0].data.metrics
-            values = (found["objective"], found["val/auroc"], found[PATIENT_ERROR])
-            return FinalRun(candidate, index, done[0].info.run_id, *values)
+            return _ended(candidate, index, done[0])
         workspace = worker_workspace(self.config, self.source)
         mask = workspace.mask(candidate.bits, candidate.space)
         log = self._open(candidate, index, key, workspace, mask)
@@ -157,7 +158,7 @@ class FinalRunner:
             params={**params, "seed_index": index},
             tags={
                 FINAL_KEY: key,
-                "fairtune.candidate": candidate.name,
+                CANDIDATE: candidate.name,
                 **mask_tags(mask, workspace),
             },
         )
@@ -170,3 +171,41 @@ class FinalRunner:
             n_resamples=self.config.search.final.resamples,
             seed=named_seed(self.config.seed, "final", "patients"),  # the same for all candidates
         )
+
+
+def stored_standings(parent: RunLog, space: SearchSpace) -> list[Standing]:
+    """Return the standings as the final runs of a search have left them; nothing is trained.
+
+    Of several runs of a candidate with one seed the last that ended counts. What failed stays failed.
+    """
+    runs: dict[tuple[str, str], Run] = {}
+    for run in parent.children("tags.`fairtune.kind` = 'final'"):
+        if has_ended(run):
+            runs[run.data.tags[CANDIDATE], run.data.params["seed_index"]] = run
+    return standings(
+        [_ended(_candidate(run, space), int(index), run) for (_, index), run in runs.items()]
+    )
+
+
+def _ended(candidate: Candidate, index: int, run: Run) -> FinalRun:
+    """Read a final run that has ended."""
+    found, error = run.data.metrics, run.data.tags.get(ERROR)
+    if error is not None:
+        return FinalRun(candidate, index, run.info.run_id, math.nan, math.nan, error=error)
+    values = (found["objective"], found["val/auroc"], found[PATIENT_ERROR])
+    return FinalRun(candidate, index, run.info.run_id, *values)
+
+
+def _candidate(run: Run, space: SearchSpace) -> Candidate:
+    """Read the candidate of a final run from its run."""
+    params, tags = run.data.params, run.data.tags
+    name, bits = tags[CANDIDATE], [f"mask.{bit}" for bit in space.bit_names]
+    extras = all(key in params for key, _ in space.extra)  # a baseline may be without
+    return Candidate(
+        name=name,
+        space=tags["fairtune.space"],
+        bits=() if name in BASELINES else tuple(int(params[bit]) for bit in bits),
+        learning_rate=float(params["learning_rate"]),
+        extras=space.extras_in(params) if extras else (),
+        number=None if name in BASELINES else int(name.removeprefix("trial-")),
+    )

@@ -15,15 +15,21 @@ from torch import nn
 
 from fairtune.config import Config, differing_keys, parse_config
 from fairtune.errors import InputError
-from fairtune.fairness import get_objective
+from fairtune.fairness import Objective, get_objective
 from fairtune.interrupt import StopRequest
 from fairtune.peft import Mask, merge_adapters
 from fairtune.progress import progress_bar
 from fairtune.search.examples import log_examples
 from fairtune.search.executors import Executor, make_executor
-from fairtune.search.final import BASELINES, FinalRunner, baselines, choose_candidates
+from fairtune.search.final import (
+    BASELINES,
+    FinalRunner,
+    baselines,
+    choose_candidates,
+    stored_standings,
+)
 from fairtune.search.runner import TrialRunner
-from fairtune.search.settings import WORKER_KEYS
+from fairtune.search.settings import WORKER_KEYS, FinalSettings
 from fairtune.search.standings import Standing, pick_winner, standings
 from fairtune.search.study import FinishedTrial, run_study, search_space
 from fairtune.search.summary import summarize
@@ -54,6 +60,9 @@ BUDGET_KEYS = (
 )
 EXPERIMENT = "fairtune"
 WINNER = "fairtune.winner"
+"""Tag of a search: which candidate won. Where it stands, the test split may have been read."""
+BEST_MASK = "fairtune.best_mask"
+"""Tag of a search: the best candidate that is no baseline; it is judged on test beside the winner."""
 
 
 @dataclass(frozen=True)
@@ -117,17 +126,14 @@ def search(
         runner = TrialRunner(config, source, space, log, stop)
         decided = WINNER in log.data().data.tags
         trials = run_study(runner, executor, workspace, propose=not decided)
-        finals = run_finals(log, workspace, trials, executor, source, stop)
         objective = get_objective(config.search.objective)
-        summarize(log, trials, finals, runner.space, objective, config.seed)
-        winner = pick_winner(finals, objective, config.search.final)
-        searched = [s for s in finals if s.candidate.name not in BASELINES]
-        best_mask = pick_winner(searched or finals, objective, config.search.final)
-        keep = {winner.candidate.name, best_mask.candidate.name, *BASELINES}
-        log.log(tags={WINNER: winner.candidate.name})  # from here on the choice stands
-        evaluations = evaluate_finals(
-            workspace, log, [s for s in finals if s.candidate.name in keep]
-        )
+        if decided:
+            finals = stored_standings(log, space)
+        else:
+            finals = run_finals(log, workspace, trials, executor, source, stop)
+            summarize(log, trials, finals, space, objective, config.seed)
+        winner, judged = choose(log, finals, objective, config.search.final)
+        evaluations = evaluate_finals(workspace, log, judged)
         return conclude(log, workspace, winner, evaluations)
 
 
@@ -238,6 +244,34 @@ def run_finals(
         )
     stop.check()
     return standings(runs)
+
+
+def choose(
+    log: RunLog, finals: list[Standing], objective: Objective, settings: FinalSettings
+) -> tuple[Standing, list[Standing]]:
+    """Return the winner, and who is judged on test: it, the best mask and the baselines.
+
+    What a run has once chosen stands: a resumed search has read the test split.
+    """
+    tags = log.data().data.tags
+    by_name = {standing.candidate.name: standing for standing in finals}
+
+    def pick(tag: str, among: list[Standing]) -> Standing:
+        if tag not in tags:
+            return pick_winner(among, objective, settings)
+        if tags[tag] not in by_name:
+            raise InputError(
+                f"run {log.run_id} lacks a final run of {tags[tag]}, which {tag} names"
+            )
+        return by_name[tags[tag]]
+
+    winner = pick(WINNER, finals)
+    searched = [s for s in finals if s.candidate.name not in BASELINES]
+    best_mask = pick(BEST_MASK, searched or finals)
+    chosen = {WINNER: winner.candidate.name, BEST_MASK: best_mask.candidate.name}
+    log.log(tags=chosen)  # from here on the choice stands
+    keep = {*chosen.values(), *BASELINES}
+    return winner, [standing for standing in finals if standing.candidate.name in keep]
 
 
 def conclude(

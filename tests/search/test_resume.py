@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ import yaml
 from mlflow import MlflowClient
 from search.conftest import children
 from search.samples import tiny_config
-from search.test_whole_search import ONE_FINAL, StopAt, figures, only_search
+from search.test_whole_search import ONE_FINAL, StopAt, fail_where, figures, only_search
 from stores import mlflow_at
 
 from fairtune.config import Config
@@ -229,13 +230,44 @@ def test_a_search_cut_off_after_its_winner_was_fixed_keeps_it(
         raise InterruptedSearchError("cut")
 
     with monkeypatch.context() as patch:
+        fail_where(patch, RuntimeError("bad luck"), lambda bits: bits == "")  # both baselines
         patch.setattr(module, "conclude", cut)
         with pytest.raises(InterruptedSearchError):
             search(config, source, StopRequest())
     run_id = only_search().info.run_id
-    fixed = only_search().data.tags["fairtune.winner"]
+    fixed, finals = only_search().data.tags["fairtune.winner"], children(run_id, "final")
+    assert [run.info.status for run in finals].count("FAILED") == 2
+    monkeypatch.setattr(module, "pick_winner", None)  # nothing is chosen again
     more = tiny_config(search__trials=9, search__final=ONE_FINAL)
     outcome = search(more, source, StopRequest(), resume=run_id)
     assert len(finished(run_id, "trial")) == 4  # the test split was read: no more trials
+    assert [r.info.run_id for r in children(run_id, "final")] == [r.info.run_id for r in finals]
     assert MlflowClient().get_run(run_id).data.tags["fairtune.winner"] == fixed
+    assert list(outcome.comparison["model"]) == [f"{fixed} (winner)"]
     assert outcome.run_id == run_id
+
+
+def test_what_a_search_chose_is_read_back_with_what_it_searched(
+    store: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fairtune.search.search as module
+
+    extra = {"weight_decay": {"low": 1e-3, "high": 0.3}, "layer_decay": {"choices": [0.655, 1.0]}}
+    config = tiny_config(search__trials=3, search__final=ONE_FINAL, search__extra=extra)
+    judged = []
+
+    def cut(*arguments: object, **__: object) -> None:
+        judged.append(arguments[2:])
+        raise InterruptedSearchError("cut")
+
+    monkeypatch.setattr(module, "conclude", cut)
+    for resume in (None, 1):
+        with pytest.raises(InterruptedSearchError):
+            run_id = only_search().info.run_id if resume else None
+            search(config, source, StopRequest(), resume=run_id)
+    (first, reports), (again, same) = judged
+    assert again.typical.run_id == first.typical.run_id
+    assert again.mean == first.mean
+    assert same.keys() == reports.keys()
+    known = {"first_value": 0.0}  # not kept with the final runs, and of no use any more
+    assert replace(again.candidate, **known) == replace(first.candidate, **known)

@@ -19,8 +19,8 @@ from search.samples import tiny_config
 from fairtune.errors import InputError
 from fairtune.fairness import get_objective
 from fairtune.peft.models import build_model
-from fairtune.search.final import baselines
 from fairtune.search.figures import draw_importance, draw_pareto, draw_progress
+from fairtune.search.final import baselines
 from fairtune.search.point import Point, SearchSpace
 from fairtune.search.search import SearchOutcome
 from fairtune.search.settings import ExtraChoice, ExtraRange, FinalSettings
