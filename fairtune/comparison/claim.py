@@ -52,7 +52,8 @@ def judge_claim(differences: pd.DataFrame, comparison: Comparison) -> Claims:
         )
         overall["decides"] = (low > -comparison.margin).astype(int)
         both = pd.concat([claimed, overall])
-        missing = _missing(both, comparison.references)
+        others = [name for name in comparison.references if name != comparison.candidate]
+        missing = _missing(both, others)
         verdict = _verdict(claimed["decides"].tolist(), overall["decides"].tolist(), missing)
         both["verdict"] = verdict
         rows.append(both)

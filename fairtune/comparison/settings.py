@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fairtune.comparison.methods import FULL, SEARCHED, Method, method
 from fairtune.config import Config, load_config, parse_config, with_overrides, with_values
+from fairtune.data import DATASETS
 from fairtune.errors import InputError
 from fairtune.fairness import get_objective
 from fairtune.search.settings import WORKER_KEYS
@@ -30,23 +32,31 @@ class Task(_Section):
     )
     source: str | None = Field(None, description="Folder of the data set; else `--source`.")
     seed_keys: tuple[str, ...] = Field(
-        (), description="Keys that take the seed as well: `data.options.seed` draws new data."
+        (),
+        description="Keys that take the seed as well: `data.options.seed` of a data set that is generated "
+        "draws new people.",
     )
 
-    @field_validator("seed_keys")
-    @classmethod
-    def _draws_new_data(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
-        if "data.fold_seed" in keys:
-            raise ValueError(
-                "data.fold_seed divides the same people anew: seeds would share them, and no test here "
-                "allows for that"
-            )
-        return keys
+    @model_validator(mode="after")
+    def _seeds_draw_new_people(self) -> Task:
+        for key in self.seed_keys:
+            if key != "data.options.seed" or not _is_generated(self.config["data"]["name"]):
+                raise ValueError(
+                    f"seed_keys: {key} of data set {self.config['data']['name']!r} draws no new people: "
+                    "seeds would share them, and no test here allows for that"
+                )
+        return self
 
     @property
     def tested_folds(self) -> tuple[int | None, ...]:
         """The folds that are tested for each seed; see `DataConfig.tested_folds`."""
         return parse_config(self.config, f"task {self.name!r}").data.tested_folds
+
+
+def _is_generated(data_set: str) -> bool:
+    """Say whether a data set is made from its options, without a source; a seed then makes other people."""
+    source, *_ = inspect.signature(DATASETS[data_set]).parameters.values()
+    return source.default is None
 
 
 class Comparison(_Section):
@@ -87,6 +97,8 @@ class Comparison(_Section):
         for where, name in wanted:
             if name not in names:
                 raise ValueError(f"{where}: no method {name!r} in {', '.join(names)}")
+        if set(self.references) == {self.candidate}:
+            raise ValueError(f"references: {self.candidate!r} is the candidate; name another")
         fixed = {m.name for m in self.methods if m.space is not None}
         without = {m.name for m in self.methods if m.best_of or m.size_of}
         for m in self.methods:

@@ -55,13 +55,20 @@ def _one_thread() -> Iterator[None]:
 
 
 def comparison_of(
-    methods: list[Any], config: dict[str, Any] | None = None, **changes: Any
+    methods: list[Any],
+    config: dict[str, Any] | None = None,
+    *,
+    redrawn: bool = False,
+    **changes: Any,
 ) -> Comparison:
-    """A comparison of seconds on the tiny data set."""
-    tiny = tiny_config(train__epochs=1, train__batch_size=50, **(config or {}))
+    """A comparison of seconds on the tiny data set; `redrawn`: one where each seed draws new people."""
+    drawn = {"data__name": "synthetic", "data__options": {}, "data__attributes": ["age_group"]}
+    more = {**(drawn if redrawn else {}), **(config or {})}
+    tiny = tiny_config(train__epochs=1, train__batch_size=50, **more)
+    task = {"name": "spots", "config": tiny.model_dump(mode="json", by_alias=True)}
     raw = {
         "name": "tiny",
-        "tasks": [{"name": "spots", "config": tiny.model_dump(mode="json", by_alias=True)}],
+        "tasks": [{**task, "seed_keys": ["data.options.seed"] if redrawn else []}],
         "methods": [method(one).model_dump() for one in methods],
         "seeds": [1, 2],
         "trials": 1,

@@ -216,7 +216,7 @@ def test_a_stopped_comparison_goes_on_as_if_it_had_not_been(
 def test_a_killed_process_leaves_nothing_that_is_lost_or_doubled(
     mlflow_store: str, source: str
 ) -> None:
-    comparison = comparison_of(["full", "linear"], seeds=[1], candidate="full")
+    comparison = comparison_of(["full", "linear"], seeds=[1], candidate="linear")
     outcome = compare(comparison, source, StopRequest())
     log = existing_run(outcome.run_id)
     before = nested(outcome.run_id)
@@ -243,7 +243,7 @@ def test_a_method_that_fails_does_not_stop_the_others(
             raise DivergedError("the loss became nan")
         return real(runner, *rest, **more)  # type: ignore[arg-type]
 
-    comparison = comparison_of(["full", "linear", "norms", STAGES], seeds=[1], candidate="full")
+    comparison = comparison_of(["full", "linear", "norms", STAGES], seeds=[1], candidate="linear")
     with monkeypatch.context() as patch:
         patch.setattr(unit_module, "run_study", fail)
         outcome = compare(comparison, source, StopRequest())
@@ -260,7 +260,7 @@ def test_a_method_that_fails_does_not_stop_the_others(
 
 
 def test_when_nothing_works_the_first_reason_is_told(mlflow_store: str, source: str) -> None:
-    comparison = comparison_of([STAGES, "full"], seeds=[1], candidate="full")
+    comparison = comparison_of([STAGES, "full"], seeds=[1], candidate="stages")
     tasks = comparison.model_dump(mode="json")["tasks"]
     tasks[0]["config"]["train"]["learning_rate"] = 1e30
     tasks[0]["config"]["search"]["known_learning_rates"] = [1e30]
@@ -274,7 +274,7 @@ def test_when_nothing_works_the_first_reason_is_told(mlflow_store: str, source: 
 
 def test_one_fold_alone_is_the_same_for_all_seeds(mlflow_store: str, source: str) -> None:
     comparison = comparison_of(
-        ["full", "linear"], {"data__folds": 3, "data__fold": 0}, candidate="full"
+        ["full", "linear"], {"data__folds": 3, "data__fold": 0}, candidate="linear"
     )
     assert [(u.seed, u.fold) for u in units(comparison)] == [(1, 0), (1, 0), (2, 0), (2, 0)]
     outcome = compare(comparison, source, StopRequest())
@@ -290,7 +290,9 @@ def test_one_fold_alone_is_the_same_for_all_seeds(mlflow_store: str, source: str
 
 
 def test_folds_test_every_image_once(mlflow_store: str, source: str, tmp_path: Path) -> None:
-    comparison = comparison_of(["full", "linear"], {"data__folds": 3}, seeds=[1], candidate="full")
+    comparison = comparison_of(
+        ["full", "linear"], {"data__folds": 3}, seeds=[1], candidate="linear"
+    )
     assert len(units(comparison)) == 6
     outcome = compare(comparison, source, StopRequest())
     log = existing_run(outcome.run_id)

@@ -89,7 +89,7 @@ def test_it_goes_on_with_other_workers_to_the_same_figures(
 
 def test_ctrl_c_reaches_the_trials_of_units_on_workers(mlflow_store: str, source: str) -> None:
     """In the middle of a trial: each is of so many epochs."""
-    comparison = comparison_of(["full", "linear"], seeds=[1], candidate="full", trials=4)
+    comparison = comparison_of(["full", "linear"], seeds=[1], candidate="linear", trials=4)
     long = comparison.changed(["train.epochs=300"])
     log = stopped_when_two_are("tags.`fairtune.kind` = 'trial'", long, source)
     for unit in log.children():

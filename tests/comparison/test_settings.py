@@ -23,6 +23,7 @@ from fairtune.training import STRATEGIES, make_strategy
         ("[full, full]", "", "a name comes twice"),
         ("[full, linear]", "", "candidate: no method 'searched' in full, linear"),
         ("[full, searched]", "references: [norms]", "references: no method 'norms'"),
+        ("[full, searched]", "references: [searched]", "references: 'searched' is the candidate"),
         ("[full, random]", "candidate: full", "method random: no method 'searched'"),
         ("[full, {name: x, space: nope}]", "", "unknown space 'nope'"),
         ("[full, {name: x, strategy: nope}]", "", "unknown strategy 'nope'"),
@@ -78,10 +79,18 @@ def test_the_command_line_has_the_last_word(tmp_path: Path) -> None:
     assert (task.config["train"]["epochs"], task.tested_folds) == (7, (0, 1, 2, 3, 4))
 
 
-def test_seeds_that_share_people_are_refused() -> None:
-    (task,) = comparison_of(["full", "searched"]).tasks
-    with pytest.raises(ValueError, match="divides the same people anew"):
-        Task(name="t", config=task.config, seed_keys=("data.fold_seed",))
+@pytest.mark.parametrize(
+    ("redrawn", "key"),
+    [(False, "data.options.seed"), (False, "data.fold_seed"), (True, "data.fold_seed")],
+)
+def test_seeds_that_share_people_are_refused(redrawn: bool, key: str) -> None:
+    """The seed of one's own images divides them; that of a generated data set makes its people."""
+    (task,) = comparison_of(["full", "searched"], redrawn=redrawn).tasks
+    assert task.seed_keys == (("data.options.seed",) if redrawn else ())
+    name = "synthetic" if redrawn else "folder"
+    told = f"seed_keys: {key} of data set '{name}' draws no new people: seeds would share them"
+    with pytest.raises(ValueError, match=told):
+        Task(name="t", config=task.config, seed_keys=(*task.seed_keys, key))
 
 
 def test_every_strategy_is_a_method_and_every_method_has_a_configuration() -> None:

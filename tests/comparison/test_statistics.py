@@ -207,9 +207,9 @@ def test_intervals_are_over_seeds_where_each_draws_new_people() -> None:
         ("spots", "full", seed): patient_draws(four_sites(seed), HEADLINE, n_resamples=99, seed=3)
         for seed in (1, 2, 3)
     }
-    same, new = comparison_of(["full", "linear"], candidate="full"), ("data.options.seed",)
-    task = same.tasks[0].model_copy(update={"seed_keys": new})
-    redrawn = same.model_copy(update={"tasks": (task,)})
+    same, redrawn = (
+        comparison_of(["full", "linear"], candidate="linear", redrawn=new) for new in (False, True)
+    )
     over_seeds = overall_intervals(models, drawn, redrawn).set_index("metric")
     auroc = over_seeds.loc["auroc"]
     assert auroc["over"] == "seeds"
@@ -243,10 +243,8 @@ def row(
 def test_the_verdict(rows: list[tuple[str, float, float]], redrawn: bool, verdict: str) -> None:
     from comparison.conftest import comparison_of
 
-    comparison = comparison_of(["full", "searched"])
-    task = comparison.tasks[0].model_copy(
-        update={"name": "t", "seed_keys": ("data.options.seed",) if redrawn else ()}
-    )
+    comparison = comparison_of(["full", "searched"], redrawn=redrawn)
+    task = comparison.tasks[0].model_copy(update={"name": "t"})
     comparison = comparison.model_copy(update={"tasks": (task,)})
     table = pd.DataFrame([*(row(*one) for one in rows), row("auroc", 0.0, 0.9)])
     assert set(judge_claim(table, comparison).table["verdict"]) == {verdict}
@@ -280,6 +278,21 @@ def test_a_claim_is_not_supported_while_a_figure_is_missing(left_out: str | None
     assert {line[lines[0].index("patients")] for line in lines[2:]} == {"1234"}
     assert {line[lines[0].index("Hedges' g")] for line in lines[2:]} == {"+0.84"}
     assert {line[-1] for line in lines[2:]} == {"[-0.12, +2.05] |"}
+
+
+def test_a_candidate_among_the_references_is_not_missing() -> None:
+    comparison = comparison_of(["full", "searched"], references=["full", "searched"], redrawn=True)
+    table = pd.DataFrame(
+        row(metric, mean, p, task="spots")
+        for metric, mean, p in [
+            ("worst_group_auroc", 0.02, 0.001), ("auroc_gap", -0.02, 0.001), ("auroc", 0.0, 0.9),
+        ]
+    )  # fmt: skip
+    found = judge_claim(table, comparison)
+    assert set(found.table["verdict"]) == {"supported"}
+    assert "missing" not in found.text
+    none = judge_claim(table, comparison_of(["full", "linear", "searched"], references=["linear"]))
+    assert "missing of the comparison with `linear`." in none.text
 
 
 def test_latex_is_escaped() -> None:
