@@ -30,18 +30,28 @@ Draws = dict[Key, PatientDraws]
 
 
 def write_results(log: RunLog, comparison: Comparison, results: Results) -> str:
-    """Write all tables and figures; returns the main table and the tests as Markdown."""
+    """Write all tables and figures; returns the main table and the tests as Markdown.
+
+    Without a complete seed nothing is compared: then the models alone, and why there is no more.
+    """
     models = whole_seeds(results.models, comparison)
+    decided = both_ways(results)
+    every_model = results.models.merge(decided, how="left").to_csv(index=False)
+    note = _seeds_note(models, results.models, results.status, comparison)
+    if models.empty:
+        text = f"{note} No seed is complete: nothing is compared.\n"
+        log.text("models.csv", every_model)
+        log.text("table.md", text)
+        return text
     draws = resample(replace(results, models=models), comparison)
     apart = differences(models, draws, comparison)
     intervals = overall_intervals(models, draws, comparison)
     rows = method_rows(models, comparison)
     rankings = {metric: ranking(models, metric, comparison) for metric in HEADLINE}
     claims = judge_claim(apart, comparison)
-    decided = both_ways(results)
     judged = models[KEYS].merge(decided)
     thresholds = threshold_rows(judged)
-    parts = [_seeds_note(models, results.models, results.status, comparison)]
+    parts = [note]
     for task in dict.fromkeys(models["task"]):
         parts += [f"### {task}", markdown(rows[rows["task"] == task].drop(columns="task"))]
     parts += [say_ranks(rankings["worst_group_auroc"], comparison), claims.text]
@@ -53,7 +63,7 @@ def write_results(log: RunLog, comparison: Comparison, results: Results) -> str:
         "table.md": text,
         "table.tex": latex(rows),
         "table.csv": rows.to_csv(index=False),
-        "models.csv": results.models.merge(decided, how="left").to_csv(index=False),
+        "models.csv": every_model,
         "thresholds.tex": latex(thresholds),
         "thresholds.csv": thresholds.to_csv(index=False),
         "differences.csv": apart.to_csv(index=False),

@@ -259,6 +259,37 @@ def test_a_method_that_fails_does_not_stop_the_others(
     assert (again.finished, again.failed) == (3, 1)  # tried again, and now it works
 
 
+def test_without_a_complete_seed_nothing_is_compared(
+    mlflow_store: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each method has a model of one seed alone, and of another than the other method."""
+    real = unit_module.run_study
+
+    def fail(runner: object, *rest: object, **more: object) -> object:
+        config = runner.config  # type: ignore[attr-defined]
+        if (config.search.space, config.seed) in (("fullft", 1), ("linear_readout", 2)):
+            raise DivergedError("the loss became nan")
+        return real(runner, *rest, **more)  # type: ignore[arg-type]
+
+    comparison = comparison_of(["full", "linear"], candidate="linear")
+    with monkeypatch.context() as patch:
+        patch.setattr(unit_module, "run_study", fail)
+        outcome = compare(comparison, source, StopRequest())
+    assert (outcome.finished, outcome.failed, outcome.complete) == (2, 2, True)
+    assert outcome.table.startswith("Complete seeds: spots: 0 of 2;")
+    assert "Failed: spots, full, seed 1: the loss became nan." in outcome.table
+    assert "Failed: spots, linear, seed 2: the loss became nan." in outcome.table
+    assert outcome.table.endswith("No seed is complete: nothing is compared.\n")
+    log = existing_run(outcome.run_id)
+    assert log.data().info.status == "FINISHED"
+    assert log.read_text("table.md") == outcome.table
+    models = frame(log, "models.csv")
+    assert models[["method", "seed"]].values.tolist() == [["linear", 1], ["full", 2]]
+    assert models["one_threshold/accuracy"].notna().all()
+    again = compare(comparison, source, StopRequest(), resume=outcome.run_id)
+    assert "Complete seeds: spots: 2 of 2;" in again.table
+
+
 def test_when_nothing_works_the_first_reason_is_told(mlflow_store: str, source: str) -> None:
     comparison = comparison_of([STAGES, "full"], seeds=[1], candidate="stages")
     tasks = comparison.model_dump(mode="json")["tasks"]
