@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from mlflow.entities import Run
+from torch import nn
 
 from fairtune.comparison.methods import Method
 from fairtune.comparison.settings import Comparison, Task
@@ -253,22 +254,25 @@ def random_bits(
 ) -> tuple[int, ...]:
     """Draw bits of the workspace's space that train about as many values, or parts, as another mask.
 
-    Of `DRAWS` random bit vectors, each with a share of bits of its own, the first whose number of
-    trained values (parts) is nearest to the mask's, and which is not that mask.
+    Of `DRAWS` random bit vectors, each with a share of bits and a least rank of its own, the first whose
+    number of trained values (parts) is nearest to the mask's, and which is not that mask.
     """
     model, space = workspace.base.model, get_space(workspace.config.search.space)
-    parts = space.bits(model)
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    values = np.array([sum(sizes.get(name, 0) for name in part.parameters) for part in parts])
+    n, levels = space.n_bits(model), np.array([level for level in space.levels if level])
+    fixed = space.mask(model, [0] * n).trained
     rng = np.random.default_rng(seed)
-    drawn = rng.random((DRAWS, len(parts))) < rng.random((DRAWS, 1))  # (D, bits)
-    fixed = space.mask(model, [0] * len(parts)).trained
+    on = rng.random((DRAWS, n)) < rng.random((DRAWS, 1))  # (D, bits)
+    least = rng.integers(len(levels), size=(DRAWS, 1))
+    which = rng.integers(least, len(levels), size=on.shape)
     if match == "values":
-        apart = np.abs(drawn @ values + fixed - like.trained)
+        alone = np.eye(n, dtype=int)[:, None] * levels[:, None]  # (bits, levels, bits)
+        trained = [[space.mask(model, one).trained - fixed for one in part] for part in alone]
+        values = np.array(trained).reshape(n, len(levels))
+        apart = np.abs((on * values[np.arange(n), which]).sum(axis=1) + fixed - like.trained)
     else:
-        apart = np.abs(drawn.sum(axis=1) - np.count_nonzero(like.bits))
-    bits = drawn.astype(int) * max(space.levels)
-    same = (bits == np.array(like.bits)).all(axis=1) if len(like.bits) == len(parts) else False
+        apart = np.abs(on.sum(axis=1) - np.count_nonzero(like.bits))
+    bits = on * levels[which]
+    same = (bits == np.array(like.bits)).all(axis=1) if len(like.bits) == n else False
     best = int(np.argmin(np.where(same, np.inf, apart)))
     return tuple(int(bit) for bit in bits[best])
 
@@ -277,12 +281,18 @@ def overlap(workspace: Workspace, bits: tuple[int, ...], other: Mask) -> float:
     """Return how alike two masks are: the values that train in both over those that train in either.
 
     What trains under every mask of the space (the head) is left out: Jaccard's index of the rest, 1 where
-    there is no rest.
+    there is no rest. Of an adapter with two ranks the lower one is in both.
     """
     model, space = workspace.base.model, get_space(workspace.config.search.space)
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    always = set(space.mask(model, [0] * len(bits)).parameters)
-    mine = set(space.mask(model, bits).parameters) - always
-    others = set(other.parameters) - always
-    both, either = (sum(sizes.get(n, 0) for n in names) for names in (mine & others, mine | others))
-    return both / either if either else 1.0
+    always = space.mask(model, [0] * len(bits)).parameters
+    mine, others = _sizes(model, space.mask(model, bits)), _sizes(model, other)
+    pairs = [(mine.get(n, 0), others.get(n, 0)) for n in {*mine, *others}.difference(always)]
+    either = sum(max(pair) for pair in pairs)
+    return sum(min(pair) for pair in pairs) / either if either else 1.0
+
+
+def _sizes(model: nn.Module, mask: Mask) -> dict[str, int]:
+    """Return the number of values in every parameter that a mask trains."""
+    space = get_space(mask.space)
+    sizes = space.sizes(model, dict(zip(space.bits(model), mask.bits, strict=True)))
+    return {name: sizes[name] for name in mask.parameters}

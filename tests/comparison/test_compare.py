@@ -22,7 +22,7 @@ from fairtune.comparison.compare import NothingRanError, check_same, compare, se
 from fairtune.comparison.unit import UnitRunner, overlap, random_bits, units
 from fairtune.errors import InputError
 from fairtune.interrupt import InterruptedSearchError, StopRequest
-from fairtune.peft import get_space
+from fairtune.peft import bits_text, get_space
 from fairtune.search.worker import worker_workspace
 from fairtune.tracking.predictions import read_predictions
 from fairtune.tracking.runs import RunLog, existing_run
@@ -144,6 +144,48 @@ def test_a_random_mask_may_have_as_many_parts_instead(source: str, on: int) -> N
     assert bits not in drawn
     assert len(set(drawn)) > 1
     assert drawn == [random_bits(workspace, other, seed, match="parts") for seed in range(5)]
+
+
+def test_the_draws_of_a_random_mask_stay_what_they_were(source: str) -> None:
+    """A comparison of an earlier release is resumed to the masks that it would have had."""
+    workspace = worker_workspace(tiny_config(), source)
+    other = workspace.mask((1, 1, 0, 1, 0, 1))
+    drawn = {
+        match: [bits_text(random_bits(workspace, other, seed, match=match)) for seed in range(3)]
+        for match in ("values", "parts")
+    }
+    assert drawn == {
+        "values": ["101110", "100111", "111100"],
+        "parts": ["011101", "101011", "110110"],
+    }
+    apart = [overlap(workspace, random_bits(workspace, other, seed), other) for seed in range(3)]
+    assert apart == pytest.approx([0.013289, 0.506173, 0.215139], abs=1e-6)
+
+
+def test_a_random_mask_of_adapters_has_their_size(source: str) -> None:
+    pytest.importorskip("peft", reason="the extra `peft` is not installed")
+    workspace = worker_workspace(tiny_config(search__space="lora"), source)
+    nothing = workspace.mask((0,) * 6).trained
+    for bits in ((16,) * 6, (4, 0, 8, 0, 16, 0), (4, 0, 0, 0, 0, 0)):
+        other = workspace.mask(bits)
+        drawn = [random_bits(workspace, other, seed) for seed in range(5)]
+        assert bits not in drawn
+        assert len(set(drawn)) > 1
+        for one in drawn:
+            size = workspace.mask(one).trained
+            assert size - nothing == pytest.approx(other.trained - nothing, rel=0.1)
+            assert overlap(workspace, one, other) < 1
+    places = random_bits(workspace, workspace.mask((4, 0, 8, 0, 16, 0)), 0, match="parts")
+    assert np.count_nonzero(places) == 3
+
+
+def test_the_overlap_of_adapters_counts_the_lower_rank(source: str) -> None:
+    pytest.importorskip("peft", reason="the extra `peft` is not installed")
+    workspace = worker_workspace(tiny_config(search__space="lora"), source)
+    low, high, elsewhere = (4, 0, 0, 0, 0, 0), (16, 0, 0, 0, 0, 0), (0, 0, 0, 4, 0, 0)
+    assert overlap(workspace, low, workspace.mask(low)) == 1
+    assert overlap(workspace, low, workspace.mask(high)) == 1 / 4
+    assert overlap(workspace, low, workspace.mask(elsewhere)) == 0
 
 
 def test_the_overlap_of_masks_leaves_out_what_always_trains(source: str) -> None:
