@@ -42,20 +42,25 @@ def as_labels(
     """Return each row's label, 0..C-1, and the names of the C classes.
 
     `positive` names the values of the positive class of two; `classes` the values in order; without
-    either each value is a class, in alphabetical order.
+    either each value is a class, in alphabetical order. What they name is never an empty cell.
     """
-    text = table.text(column)
     if positive is not None and classes is not None:
         raise InputError("options 'positive' and 'classes' exclude each other")
+    wanted = [positive] if isinstance(positive, str | int) else list(positive or ())
+    text = table.text(column, named=[*wanted, *(classes or ())])
     if positive is not None:
-        wanted = [positive] if isinstance(positive, str | int) else list(positive)
         for value in wanted:
             if not text.eq(str(value)).any():
                 known = ", ".join(sorted(text.unique())[:MOST_GROUPS])
                 raise InputError(
                     f"{table.path}: no row has {value!r} in column {column!r} (it has: {known})"
                 )
-        codes = text.isin([str(value) for value in wanted]).astype(int)
+        chosen = text.isin([str(value) for value in wanted])
+        for value in wanted:
+            alike = text[~chosen & text.str.lower().eq(str(value).lower())]
+            if len(alike):  # would count as negative
+                raise table.differ_by_case(column, [str(value), alike.iloc[0]])
+        codes = chosen.astype(int)
         if codes.all():
             raise InputError(f"{table.path}: column {column!r}: every row is positive")
         return codes, ["negative", "positive"]
@@ -68,8 +73,7 @@ def as_labels(
 
 def as_groups(table: Table, spec: Attribute, missing: Missing) -> pd.Series:
     """Return one attribute as a categorical column; empty cells as `missing` says."""
-    name = table.column(spec.column)
-    text = table.text(name, required=missing == "fail")
+    name, required = table.column(spec.column), missing == "fail"
     if spec.bins:
         edges = [-np.inf, *spec.bins, np.inf]
         names = list(spec.names or _bin_names(spec.bins))
@@ -78,20 +82,23 @@ def as_groups(table: Table, spec: Attribute, missing: Missing) -> pd.Series:
                 f"attribute of column {name!r}: bins must rise, and {len(edges) - 1} groups need "
                 f"as many names; got bins {list(spec.bins)} and names {names}"
             )
-        column = pd.Series(pd.cut(table.numbers(name), edges, labels=names))
+        column = pd.Series(pd.cut(table.numbers(name, required=required), edges, labels=names))
     elif spec.values is not None:
         values = {**spec.values}
-        found = table.choices(name, values=values, required=missing == "fail")
+        found = table.choices(name, values=values, required=required)
         column = found.astype(pd.CategoricalDtype(list(dict.fromkeys(values.values()))))
     else:
-        column = text.astype("object").astype("category")
+        column = table.text(name, required=required).astype("object").astype("category")
     if len(column.cat.categories) > MOST_GROUPS:
         raise InputError(
             f"{table.path}: column {name!r} has {len(column.cat.categories)} different values; "
             "give 'bins' if they are numbers, else 'values'"
         )
     if missing == "unknown" and column.isna().any():
-        column = column.cat.add_categories([UNKNOWN]).fillna(UNKNOWN)
+        there = [group for group in column.cat.categories if str(group).lower() == UNKNOWN]
+        if not there:
+            column = column.cat.add_categories([UNKNOWN])
+        column = column.fillna(there[-1] if there else UNKNOWN)  # sorted, lower case comes last
     return column
 
 

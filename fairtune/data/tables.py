@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ from fairtune.errors import InputError
 
 _DELIMITERS = ",;\t|"
 _SNIFFED = 1 << 16
-_NO_VALUE = ("", "na", "n/a", "nan", "none", "null")
+EMPTY = ("", "nan", "n/a", "#n/a", "<na>")
+"""Texts of an empty cell, ignoring case: nothing, and what programs write for it. All else is a value."""
+NO_VALUE = (*EMPTY, "na", "none", "null")
+"""The same for numbers, which none of them is, and for tables whose owners write so."""
 
 
 class Table:
@@ -31,12 +34,17 @@ class Table:
         The file.
     first_row
         The number of the first data row in the file.
+    empty
+        The texts that count as an empty cell, in lower case.
     """
 
-    def __init__(self, frame: pd.DataFrame, path: Path, first_row: int = 2) -> None:
+    def __init__(
+        self, frame: pd.DataFrame, path: Path, first_row: int = 2, empty: Sequence[str] = EMPTY
+    ) -> None:
         self.frame = frame
         self.path = path
         self.first_row = first_row
+        self.empty = empty
         self.columns = [str(name) for name in frame.columns]
 
     def __len__(self) -> int:
@@ -45,6 +53,14 @@ class Table:
     def error(self, row: int, column: str, what: str) -> InputError:
         """Build an error about one cell; `row` is a position."""
         return InputError(f"{self.path}: row {row + self.first_row}, column {column!r}: {what}")
+
+    def differ_by_case(self, column: str, values: Sequence[str]) -> InputError:
+        """Build an error about values of a column that differ by case alone."""
+        told = " and ".join(map(repr, values))
+        return InputError(
+            f"{self.path}: column {column!r}: {told} differ by case alone; write them alike in the "
+            "table, or name one of them ('classes', 'values'), which stands for all"
+        )
 
     def column(self, *names: str) -> str:
         """Return the first of these columns that the table has, ignoring case; refuse if none."""
@@ -61,11 +77,18 @@ class Table:
         """Tell whether the table has a column, ignoring case."""
         return name.lower() in {column.lower() for column in self.columns}
 
-    def text(self, *names: str, required: bool = True) -> pd.Series:
-        """Return a column as stripped text; with `required`, an empty cell is refused."""
+    def text(self, *names: str, required: bool = True, named: Iterable[object] = ()) -> pd.Series:
+        """Return a column as stripped text; with `required`, an empty cell is refused.
+
+        Texts in `named`, which somebody spelt out as values, are never taken for empty cells.
+        """
+        known = {str(value).lower() for value in named}
+        return self._text(names, required, [text for text in self.empty if text not in known])
+
+    def _text(self, names: Sequence[str], required: bool, empty: Sequence[str]) -> pd.Series:
         name = self.column(*names)
         values = self.frame[name].astype("string").str.strip()
-        values = values.mask(values.str.lower().isin(_NO_VALUE))
+        values = values.mask(values.str.lower().isin(["", *empty]))
         if required and values.isna().any():
             raise self.error(int(np.argmax(values.isna())), name, "is empty")
         return values
@@ -79,9 +102,15 @@ class Table:
             raise self.error(row, self.column(*names), f"{values.iloc[row]!r} occurs twice")
         return values
 
-    def numbers(self, *names: str, least: float = -np.inf, most: float = np.inf) -> pd.Series:
+    def numbers(
+        self,
+        *names: str,
+        least: float = -np.inf,
+        most: float = np.inf,
+        required: bool = False,
+    ) -> pd.Series:
         """Return a column of numbers, NaN where empty; refuse text and what is out of bounds."""
-        text = self.text(*names, required=False)
+        text = self._text(names, required, NO_VALUE)
         values = pd.to_numeric(text, errors="coerce").astype(float)
         name = self.column(*names)
         wrong = (text.notna() & values.isna()).to_numpy(bool)
@@ -98,10 +127,15 @@ class Table:
         """Return a column with each text replaced by what `values` maps it to, ignoring case.
 
         Empty cells stay missing unless `required`; a text that is not in `values` is refused, as a
-        misspelt one would otherwise be lost in silence.
+        misspelt one would otherwise be lost in silence. So are two of `values` that differ by case
+        alone, of which one would never be found.
         """
-        text = self.text(*names, required=required)
-        lower = {str(key).lower(): value for key, value in values.items()}
+        text = self.text(*names, required=required, named=values)
+        lower: dict[str, Any] = {}
+        for key, value in values.items():
+            if lower.setdefault(str(key).lower(), value) != value:
+                alike = [str(k) for k in values if str(k).lower() == str(key).lower()]
+                raise self.differ_by_case(self.column(*names), alike)
         found = text.str.lower().map(lower)
         wrong = (text.notna() & ~text.str.lower().isin(list(lower))).to_numpy(bool)
         if wrong.any():
@@ -121,6 +155,7 @@ def read_table(
     only: Sequence[str] | None = None,
     sheet_header: Sequence[str] | None = None,
     skip: int = 0,
+    empty: Sequence[str] = EMPTY,
 ) -> Table:
     """Read CSV (any usual delimiter, with or without BOM, any line ends), Excel or Parquet as text.
 
@@ -134,6 +169,8 @@ def read_table(
         Names for the columns of an Excel sheet whose own header is of no use.
     skip
         Header rows of that sheet.
+    empty
+        As in `Table`.
 
     Raises
     ------
@@ -161,7 +198,7 @@ def read_table(
         raise InputError(f"{path}: column {repeated[0]!r} occurs twice")
     if len(frame) == 0:
         raise InputError(f"{path}: the table has no rows")
-    return Table(frame, path, first_row=2 if sheet_header is None else skip + 1)
+    return Table(frame, path, 2 if sheet_header is None else skip + 1, empty)
 
 
 def _read_csv(path: Path, only: Sequence[str] | None) -> pd.DataFrame:
@@ -195,9 +232,10 @@ def _read_excel(path: Path, names: Sequence[str] | None, skip: int) -> pd.DataFr
         import openpyxl  # noqa: F401
     except ImportError:
         raise InputError(f"{path} needs openpyxl: pip install 'fairtune[medical]'") from None
+    as_text: Any = {"dtype": str, "keep_default_na": False, "na_values": [""]}
     if names is None:
-        return pd.read_excel(path, dtype=str)
-    frame = pd.read_excel(path, header=None, skiprows=skip, dtype=str)
+        return pd.read_excel(path, **as_text)
+    frame = pd.read_excel(path, header=None, skiprows=skip, **as_text)
     frame = frame.iloc[:, : len(names)]
     if frame.shape[1] < len(names):
         raise InputError(f"{path}: {frame.shape[1]} columns, not {', '.join(names)}")

@@ -135,6 +135,15 @@ def test_no_row_is_left(ham: Path) -> None:
         load_with(ham, ham_table().assign(sex="unknown"))
 
 
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    elif path.suffix == ".xlsx":
+        frame.to_excel(path, index=False)
+    else:
+        frame.to_parquet(path)
+
+
 def test_excel_and_parquet(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1.0, None], "b": ["x", "y"], "c": [1.5, 2.5]})
     frame.to_excel(tmp_path / "t.xlsx", index=False)
@@ -219,6 +228,94 @@ class TestFolder:
         assert dropped.provenance["dropped"] == {"attribute missing": 2}
         own_group = load_dataset("folder", folder, **options, missing="unknown")
         assert own_group.table["years"].value_counts()["unknown"] == 2
+
+    @pytest.mark.parametrize("suffix", [".csv", ".xlsx", ".parquet"])
+    def test_what_people_write_for_none_is_a_value(
+        self, own: tuple[Path, dict[str, Any]], suffix: str
+    ) -> None:
+        folder, options = own
+        table = pd.read_csv(folder / "own.csv").astype({"years": object})
+        table["site"] = ["none", "NA", "null", "None"] * 12
+        table["diagnosis"] = ["none", "ill"] * 24
+        table.loc[[3, 4], "years"] = ["NA", "none"]  # among numbers they are none
+        table["years"] = table["years"].astype(str)
+        write_table(table, folder / f"t{suffix}")
+        options |= {"table": f"t{suffix}", "positive": None, "missing": "drop"}
+        manifest = load_dataset("folder", folder, **options)
+        groups = manifest.table["site"].value_counts().to_dict()
+        assert groups == {"none": 11, "NA": 12, "null": 12, "None": 11}
+        assert manifest.classes == ("ill", "none")
+        assert manifest.provenance["dropped"] == {"attribute missing": 2}
+        with pytest.raises(InputError, match="row 5, column 'years': is empty"):
+            load_dataset("folder", folder, **(options | {"missing": "fail"}))
+
+    @pytest.mark.parametrize("empty", ["", "nan", "NaN", "n/a", "N/A", "#N/A", "<NA>", " "])
+    def test_what_programs_write_for_nothing_is_empty(
+        self, own: tuple[Path, dict[str, Any]], empty: str
+    ) -> None:
+        folder, options = own
+        table = pd.read_csv(folder / "own.csv")
+        table.loc[7, "site"] = empty
+        table.to_csv(folder / "own.csv", index=False)
+        with pytest.raises(InputError, match="row 9, column 'site': is empty"):
+            load_dataset("folder", folder, **options)
+
+    @pytest.mark.parametrize(
+        "named", [{"positive": "n/a"}, {"classes": ["well", "N/A"]}, {"classes": ["well", "n/a"]}]
+    )
+    def test_what_the_configuration_names_is_never_empty(
+        self, own: tuple[Path, dict[str, Any]], named: dict[str, Any]
+    ) -> None:
+        folder, options = own
+        table = pd.read_csv(folder / "own.csv")
+        table["diagnosis"] = ["n/a", "well"] * 24
+        table["site"] = ["nan", "south"] * 24
+        table.to_csv(folder / "own.csv", index=False)
+        values = {"nan": "elsewhere", "south": "south"}
+        options |= {"positive": None, "attributes": {"site": {"column": "site", "values": values}}}
+        manifest = load_dataset("folder", folder, **(options | named))
+        assert manifest.table["label"].tolist() == [1, 0] * 24
+        assert manifest.table["site"].tolist() == ["elsewhere", "south"] * 24
+        with pytest.raises(InputError, match="row 2, column 'diagnosis': is empty"):
+            load_dataset("folder", folder, **options)
+
+    @pytest.mark.parametrize("name", ["unknown", "Unknown"])
+    def test_empty_cells_join_the_group_unknown(
+        self, own: tuple[Path, dict[str, Any]], name: str
+    ) -> None:
+        folder, options = own
+        table = pd.read_csv(folder / "own.csv")
+        table.loc[[3, 4], "site"] = ["", name]
+        table.to_csv(folder / "own.csv", index=False)
+        manifest = load_dataset("folder", folder, **options, missing="unknown")
+        assert manifest.table["site"].value_counts()[name] == 2
+        assert len(manifest.table["site"].cat.categories) == 3
+
+    @pytest.mark.parametrize(
+        "choice",
+        [{}, {"positive": "ill"}, {"positive": ["well", "ill"]}, {"classes": ["Ill", "ill"]}],
+    )
+    def test_classes_that_differ_by_case_alone_are_refused(
+        self, own: tuple[Path, dict[str, Any]], choice: dict[str, Any]
+    ) -> None:
+        folder, options = own
+        table = pd.read_csv(folder / "own.csv")
+        table.loc[6, "diagnosis"] = "Ill"
+        table.to_csv(folder / "own.csv", index=False)
+        options |= {"positive": None}
+        with pytest.raises(InputError, match=r"'(Ill|ill)' and '(Ill|ill)' differ by case alone"):
+            load_dataset("folder", folder, **(options | choice))
+        named = load_dataset("folder", folder, **options, classes=["well", "ill"])
+        assert named.table["label"].tolist() == [1, 0] * 24
+
+    def test_groups_that_differ_by_case_alone_cannot_be_named(
+        self, own: tuple[Path, dict[str, Any]]
+    ) -> None:
+        folder, options = own
+        values = {"north": "a", "North": "b", "south": "b"}
+        options |= {"attributes": {"site": {"column": "site", "values": values}}}
+        with pytest.raises(InputError, match="'north' and 'North' differ by case alone"):
+            load_dataset("folder", folder, **options)
 
     def test_own_split_is_kept_and_checked(self, own: tuple[Path, dict[str, Any]]) -> None:
         folder, options = own

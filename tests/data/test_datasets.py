@@ -167,6 +167,21 @@ def test_harvard_gf3300_without_its_summary(tmp_path: Path) -> None:
     assert keyed[0].equals(keyed[1])
 
 
+def test_official_tables_may_say_none(tmp_path: Path) -> None:
+    LAYOUTS["ol3i"](tmp_path)
+    table = pd.read_csv(tmp_path / "clinical_data.csv", dtype=str, keep_default_na=False)
+    table.loc[1, "label_1y"], table.loc[2, "sex"] = "NA", "None"
+    table.to_csv(tmp_path / "clinical_data.csv", index=False)
+    dropped = load_dataset("ol3i", tmp_path).provenance["dropped"]
+    assert dropped == {"no label": 2, "no age or sex": 1}
+    LAYOUTS["harvard_gf3300"](tmp_path)
+    table = pd.read_csv(tmp_path / "data_summary.csv", dtype=str)
+    table.loc[1, "ethnicity"] = "None"
+    table.to_csv(tmp_path / "data_summary.csv", index=False)
+    found = load_dataset("harvard_gf3300", tmp_path).table
+    assert found.set_index("patient").loc["data_0002", "ethnicity"] == "unknown"
+
+
 def test_papila_as_csv_is_the_same_data_set(tmp_path: Path) -> None:
     LAYOUTS["papila"](tmp_path)
     sheets = load_dataset("papila", tmp_path)

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from fairtune.data.catalog import DATASETS
@@ -34,7 +33,7 @@ from fairtune.data.datasets._common import OLDEST, SEX, age_group, assemble, gro
 from fairtune.data.layout import attach_images, download, find_all, image_references
 from fairtune.data.manifest import Manifest
 from fairtune.data.references import read_npz_values
-from fairtune.data.tables import Table, read_table
+from fairtune.data.tables import NO_VALUE, Table, read_table
 from fairtune.errors import InputError
 
 PAGE = "https://ophai.hms.harvard.edu/datasets/harvard-gf3300"
@@ -68,7 +67,7 @@ def harvard_gf3300(source: Path | None, *, allow_missing: bool = False) -> Manif
     if not files:
         raise InputError(f"{root}: no maps (looked for data_*.npz); {PAGE}")
     summaries = find_all(root, "data_summary*.csv")
-    table = read_table(summaries[0]) if summaries else _facts_of(root, files)
+    table = read_table(summaries[0], empty=NO_VALUE) if summaries else _facts_of(root, files)
     age = table.numbers("age", least=0, most=OLDEST)
     frame = pd.DataFrame(
         {
@@ -117,4 +116,4 @@ def _facts_of(root: Path, files: dict[str, str]) -> Table:
             )
         values = read_npz_values(root, reference, tuple(keys))
         rows.append({"filename": stem, "use": use, **{keys[k]: v for k, v in values.items()}})
-    return Table(pd.DataFrame(rows).replace({np.nan: None}).astype(str), root)
+    return Table(pd.DataFrame(rows), root, empty=NO_VALUE)

@@ -35,7 +35,7 @@ from fairtune.data.datasets._common import OLDEST, SEX, age_group, assemble
 from fairtune.data.layout import attach_images, download, find
 from fairtune.data.manifest import Manifest
 from fairtune.data.references import MEMBER
-from fairtune.data.tables import read_table
+from fairtune.data.tables import NO_VALUE, read_table
 from fairtune.errors import InputError
 
 PAGE = "https://stanfordaimi.azurewebsites.net/datasets/3263e34a-252e-460f-8f63-d585a9bfecfc"
@@ -63,7 +63,9 @@ def ol3i(
         Whether rows whose slice is not there are dropped.
     """
     root = download(source, "ol3i", PAGE)
-    table = read_table(find(root, "clinical_data.csv", what="clinical table", page=PAGE))
+    table = read_table(
+        find(root, "clinical_data.csv", what="clinical table", page=PAGE), empty=NO_VALUE
+    )
     slices = find(root, "l3_slices.h5", "*.h5", what="file of slices", page=PAGE)
     binary = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
     sex = table.choices("sex", "gender", values=SEX, required=False)
