@@ -16,6 +16,7 @@ A window, which maps two values to 0 and 255, may follow: ``slices.h5::key?windo
 from __future__ import annotations
 
 import io
+import os
 import re
 import threading
 import zipfile
@@ -80,23 +81,11 @@ def confined(root: Path, path: str, name: str) -> Path:
     return full
 
 
-def read_npz_values(root: Path, reference: str, keys: Sequence[str]) -> dict[str, str]:
-    """Read single values of an `.npz` file (in a zip archive or not) as text.
-
-    Raises
-    ------
-    ImageError
-        If the file is unreadable, or lacks a key, or has an array there.
-    """
-    with ImageReader(root) as reader:
-        data = io.BytesIO(reader.raw(reference))
-    found = {}
-    for key in keys:
-        array = _npz_array(data, key, reference)
-        if array.size != 1:
-            raise ImageError(reference, f"{key!r} has shape {array.shape}, not one value")
-        found[key] = str(array.reshape(-1)[0])
-    return found
+def files_of(path: str) -> tuple[str, ...]:
+    """Name the files that hold what a reference's path names: an Analyze volume lies in two."""
+    stem, suffix = os.path.splitext(path)
+    other = {".hdr": ".img", ".img": ".hdr", ".HDR": ".IMG", ".IMG": ".HDR"}.get(suffix)
+    return (path, f"{stem}{other}") if other else (path,)
 
 
 class ImageReader:
@@ -174,9 +163,26 @@ class ImageReader:
         path = self._path(parts, reference)
         if parts.member is None:
             return _read_file(path, reference)
-        if path.name.lower().endswith(".zip"):
+        if path.name.lower().endswith(".zip") and MEMBER not in parts.member:
             return self._zip_member(path, parts.member, reference)
-        return self.read(reference).tobytes()
+        return self.read(reference).tobytes()  # another array may be in the same file
+
+    def npz_values(self, reference: str, keys: Sequence[str]) -> dict[str, str]:
+        """Return single values of an `.npz` file (in a zip archive or not) as text.
+
+        Raises
+        ------
+        ImageError
+            If the file is unreadable, or lacks a key, or has an array there.
+        """
+        data = io.BytesIO(self.raw(reference))
+        found = {}
+        for key in keys:
+            array = _npz_array(data, key, reference)
+            if array.size != 1:
+                raise ImageError(reference, f"{key!r} has shape {array.shape}, not one value")
+            found[key] = str(array.reshape(-1)[0])
+        return found
 
     def _path(self, parts: Reference, reference: str) -> Path:
         """Confine the path; a container's is kept, as thousands of references name the same."""

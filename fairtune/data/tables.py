@@ -232,10 +232,17 @@ def _read_excel(path: Path, names: Sequence[str] | None, skip: int) -> pd.DataFr
         import openpyxl  # noqa: F401
     except ImportError:
         raise InputError(f"{path} needs openpyxl: pip install 'fairtune[medical]'") from None
-    as_text: Any = {"dtype": str, "keep_default_na": False, "na_values": [""]}
+    whole = names is None
+    frame = pd.read_excel(
+        path,
+        header=0 if whole else None,
+        skiprows=0 if whole else skip,
+        dtype=str,
+        keep_default_na=False,
+        na_values=[""],
+    )
     if names is None:
-        return pd.read_excel(path, **as_text)
-    frame = pd.read_excel(path, header=None, skiprows=skip, **as_text)
+        return frame
     frame = frame.iloc[:, : len(names)]
     if frame.shape[1] < len(names):
         raise InputError(f"{path}: {frame.shape[1]} columns, not {', '.join(names)}")

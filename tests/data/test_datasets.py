@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairtune.data import DATASETS, Manifest, load_dataset, open_store
+from fairtune.data import DATASETS, Manifest, diagnose, load_dataset, open_store
 from fairtune.data.references import ImageReader
 from fairtune.errors import InputError
 
@@ -180,6 +181,24 @@ def test_official_tables_may_say_none(tmp_path: Path) -> None:
     table.to_csv(tmp_path / "data_summary.csv", index=False)
     found = load_dataset("harvard_gf3300", tmp_path).table
     assert found.set_index("patient").loc["data_0002", "ethnicity"] == "unknown"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_harvard_gf3300_zipped_without_its_summary(whole: bool, tmp_path: Path) -> None:
+    LAYOUTS["harvard_gf3300"](tmp_path)
+    expected = load_dataset("harvard_gf3300", tmp_path).table
+    (tmp_path / "data_summary.csv").unlink()
+    for part in ("Training", "Validation", "Test"):
+        with zipfile.ZipFile(tmp_path / ("GF3300.zip" if whole else f"{part}.zip"), "a") as archive:
+            for path in (tmp_path / part).iterdir():
+                archive.write(path, f"{part}/{path.name}" if whole else path.name)
+        shutil.rmtree(tmp_path / part)
+    zipped = load_dataset("harvard_gf3300", tmp_path)
+    columns = ["label", "split", "race", "sex", "age_group"]
+    keyed = [t.set_index("patient")[columns].sort_index() for t in (expected, zipped.table)]
+    assert keyed[0].equals(keyed[1])
+    findings = diagnose(zipped, least=0, progress=False)
+    assert [f for f in findings if f.check in ("image", "duplicate")] == []
 
 
 def test_papila_as_csv_is_the_same_data_set(tmp_path: Path) -> None:

@@ -159,6 +159,18 @@ def test_what_is_not_there_is_named(root: Path, reference: str, reason: str) -> 
     assert caught.value.name == reference
 
 
+def test_raw_bytes_are_shared_by_what_is_the_same_image_alone(root: Path) -> None:
+    np.savez(root / "two.npz", a=pixels(1), b=pixels(2), again=pixels(1))
+    with zipfile.ZipFile(root / "two.zip", "w") as archive:
+        archive.write(root / "two.npz", "in/two.npz")
+        archive.writestr("c.png", encoded(2, "PNG"))
+    with ImageReader(root) as reader:
+        for place in ("two.npz", "two.zip::in/two.npz"):
+            a, b, again = (reader.raw(f"{place}::{key}") for key in ("a", "b", "again"))
+            assert a == again != b
+        assert reader.raw("two.zip::c.png") == encoded(2, "PNG")
+
+
 def test_truncated_member_and_broken_volume(root: Path) -> None:
     data = bytearray((root / "part.zip").read_bytes())
     data[60] ^= 255  # within the first member's data: its checksum no longer holds

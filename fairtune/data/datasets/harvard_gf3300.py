@@ -24,6 +24,7 @@ Citation
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +33,7 @@ from fairtune.data.catalog import DATASETS
 from fairtune.data.datasets._common import OLDEST, SEX, age_group, assemble, grouped
 from fairtune.data.layout import attach_images, download, find_all, image_references
 from fairtune.data.manifest import Manifest
-from fairtune.data.references import read_npz_values
+from fairtune.data.references import ImageReader
 from fairtune.data.tables import NO_VALUE, Table, read_table
 from fairtune.errors import InputError
 
@@ -107,13 +108,15 @@ def _facts_of(root: Path, files: dict[str, str]) -> Table:
     """Read from the files what the summary would say; the folder says the split."""
     keys = {"age": "age", "male": "gender", "race": "race", "glaucoma": "glaucoma"}
     rows = []
-    for stem, reference in sorted(files.items()):
-        use = next((part for part in reference.lower().split("/") if part in USES), None)
-        if use is None:
-            raise InputError(
-                f"{root}: {reference} is in none of Training, Validation, Test, and there is no "
-                f"data_summary.csv that says its split; {PAGE}"
-            )
-        values = read_npz_values(root, reference, tuple(keys))
-        rows.append({"filename": stem, "use": use, **{keys[k]: v for k, v in values.items()}})
+    with ImageReader(root) as reader:
+        for stem, reference in sorted(files.items()):
+            parts = re.split(r"/|(?:\.zip)?::", reference.lower())
+            use = next((part for part in parts if part in USES), None)
+            if use is None:
+                raise InputError(
+                    f"{root}: {reference} is in none of Training, Validation, Test, and there is no "
+                    f"data_summary.csv that says its split; {PAGE}"
+                )
+            values = reader.npz_values(reference, tuple(keys))
+            rows.append({"filename": stem, "use": use, **{keys[k]: v for k, v in values.items()}})
     return Table(pd.DataFrame(rows), root, empty=NO_VALUE)
