@@ -10,6 +10,7 @@ its name, a reader needs no lock.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from fairtune.data.cache import CACHE_VARIABLE, cache_dir
 from fairtune.data.manifest import Manifest
-from fairtune.data.references import Reference
+from fairtune.data.references import Reference, files_of
 from fairtune.data.store_build import bad_images, build
 from fairtune.errors import InputError
 
@@ -193,7 +194,8 @@ def _store_name(manifest: Manifest, size: int) -> str:
 def _fingerprint(root: Path, images: list[str]) -> list[tuple[str, int, int]]:
     """Tell changed files from unchanged ones: path, size and time of change of each file."""
     found = []
-    for path in dict.fromkeys(Reference.parse(image).path for image in images):
+    named = dict.fromkeys(Reference.parse(image).path for image in images)
+    for path in dict.fromkeys(itertools.chain.from_iterable(map(files_of, named))):
         try:
             stat = os.stat(os.path.join(root, path))
             found.append((path, stat.st_size, stat.st_mtime_ns))

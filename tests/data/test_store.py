@@ -106,6 +106,27 @@ def test_changed_array_of_equal_size_is_noticed(tmp_path: Path, cache: Path) -> 
     assert not np.array_equal(built(toy, cache).images[0], first.images[0])
 
 
+@pytest.mark.parametrize("suffix", ["hdr", "img"])
+def test_changed_voxels_beside_an_unchanged_header_are_noticed(
+    tmp_path: Path, cache: Path, suffix: str
+) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    references = [f"brain.{suffix}::{number}" for number in (0, 1)]
+    table = pictures(tmp_path / "root", 2).table.assign(image=references)
+    toy = Manifest("toy", table, ("kind",), ("no", "yes"), tmp_path)
+    volume = pixels(1, (16, 16, 2)).astype(np.int16)
+    nibabel.AnalyzeImage(volume, np.eye(4)).to_filename(tmp_path / "brain.hdr")
+    stats = {end: (tmp_path / f"brain.{end}").stat() for end in ("hdr", "img")}
+    first = built(toy, cache)
+    assert built(toy, cache).path == first.path
+    volume[0, 0] += 1000
+    nibabel.AnalyzeImage(volume, np.eye(4)).to_filename(tmp_path / "brain.hdr")
+    os.utime(tmp_path / "brain.hdr", ns=(stats["hdr"].st_atime_ns, stats["hdr"].st_mtime_ns))
+    os.utime(tmp_path / "brain.img", ns=(1, 1))
+    assert (tmp_path / "brain.hdr").stat().st_size == stats["hdr"].st_size
+    assert not np.array_equal(built(toy, cache).images, first.images)
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing(toy: Manifest, tmp_path: Path, workers: int) -> None:
     one = built(toy, tmp_path / "one").images
