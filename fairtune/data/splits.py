@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -38,14 +40,32 @@ def split_by_key(
     np.ndarray
         "train", "val" or "test" for each image, shape (N,), dtype object.
 
+    Raises
+    ------
+    InputError
+        If a share is not between 0 and 1, or there are too few patients for each split to have
+        one; says how many are needed.
+
     References
     ----------
     Zong, Yang, Hospedales, "MEDFAIR: Benchmarking Fairness for Medical Imaging", ICLR 2023.
     """
+    if not (0 < rest < 1 and 0 < test_of_rest < 1):
+        raise InputError(f"shares must lie between 0 and 1, got {rest} and {test_of_rest}")
     values = np.asarray(keys, dtype=object)
     unique = np.unique(values)
-    if len(unique) < 3:
-        raise InputError(f"{len(unique)} patient(s) cannot be split in three; three are needed")
+
+    def sizes(patients: int) -> tuple[int, int, int]:  # as scikit-learn rounds
+        others = math.ceil(rest * patients)
+        test = math.ceil(test_of_rest * others)
+        return patients - others, others - test, test
+
+    if min(sizes(len(unique))) < 1:
+        needed = next(patients for patients in itertools.count(3) if min(sizes(patients)) > 0)
+        raise InputError(
+            f"{len(unique)} patient(s) cannot be split in three, of which val and test have "
+            f"{rest:.0%} together; {needed} are needed"
+        )
     train, others = train_test_split(unique, test_size=rest, random_state=seeds[0])
     val, test = train_test_split(others, test_size=test_of_rest, random_state=seeds[1])
     return _assign(values, {"train": train, "val": val, "test": test})
@@ -75,6 +95,8 @@ def split_stratified(
     fold = _fold_of(np.asarray(keys, dtype=object), np.asarray(strata, dtype=object), wanted, seed)
     folds = int(fold.max()) + 1
     val, test = (max(1, round(folds * share)) for share in shares[1:])
+    while val + test >= folds:  # rounded up, they would leave nothing to train on
+        val, test = (val - 1, test) if val > test else (val, test - 1)
     split = np.full(len(fold), "train", dtype=object)
     split[fold < val + test] = "val"
     split[fold < test] = "test"

@@ -115,9 +115,39 @@ def test_an_intersection_alone_makes_folds() -> None:
     assert sum((f.table["split"] == "test").sum() for f in k_folds(both, 3)) == len(table)
 
 
+@pytest.mark.parametrize(
+    ("shares", "needed"), [({}, 6), ({"rest": 0.3, "test_of_rest": 0.66}, 7), ({"rest": 0.5}, 3)]
+)
+def test_split_by_key_says_how_many_patients_it_needs(
+    shares: dict[str, float], needed: int
+) -> None:
+    keys = [f"p{number}" for number in range(needed)]
+    assert set(split_by_key(keys, **shares)) == {"train", "val", "test"}
+    for fewer in range(1, needed):
+        with pytest.raises(InputError, match=rf"^{fewer} patient.*; {needed} are needed$"):
+            split_by_key(keys[:fewer], **shares)
+
+
+@pytest.mark.parametrize(
+    "ratios", [(0.05, 0.475, 0.475), (0.01, 0.01, 0.98), (0.01, 0.98, 0.01), (0.98, 0.01, 0.01)]
+)
+@pytest.mark.parametrize("patients", [3, 4, 7, 300])
+def test_every_split_of_a_stratified_one_has_patients(
+    ratios: tuple[float, float, float], patients: int
+) -> None:
+    keys = [f"p{number}" for number in range(patients)]
+    split = pd.Series(split_stratified(keys, ["x"] * patients, ratios=ratios)).value_counts()
+    assert set(split.index) == {"train", "val", "test"}
+    if patients == 300:
+        wanted = pd.Series(dict(zip(("train", "val", "test"), ratios, strict=True)))
+        assert (split / patients - wanted).abs().max() < 0.1, "within two of twenty folds"
+
+
 def test_too_few_patients_are_refused() -> None:
     with pytest.raises(InputError, match="2 patient"):
         split_by_key(["a", "a", "b"])
+    with pytest.raises(InputError, match="between 0 and 1"):
+        split_by_key(list("abcdefgh"), rest=1.0)
     with pytest.raises(InputError, match="2 patient"):
         split_stratified(["a", "a", "b"], ["x", "x", "x"])
     with pytest.raises(InputError, match="k >= 3"):
