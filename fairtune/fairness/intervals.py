@@ -10,7 +10,8 @@ interval of such a figure reaches as far to both sides as, at the level, the gro
 deviate in resamples: by the largest deviation of any group for a worst group, by the range of the
 deviations for a difference, as Tukey's studentized range does for means. As no extreme moves further
 than that, it covers at least at the level in large samples, whether groups are alike or not; with
-several groups it covers more than that.
+several groups it covers more than that. It ends where the figure itself does, at 0 and, save for a
+log loss, at 1.
 
 Of 500 simulated splits (binormal scores, 300 rows and 90 positives a group, 500 resamples), the share
 of 95 % intervals that held the true figure, by percentiles and in this way; in brackets the mean width:
@@ -41,7 +42,6 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from fairtune.errors import InputError
-from fairtune.fairness.disparities import PAIRWISE
 from fairtune.fairness.metrics import Floats
 from fairtune.fairness.resampling import Resampled, multiplicities
 
@@ -59,7 +59,8 @@ class Interval:
     estimate
         The figure on the split itself.
     low, high
-        Two-sided interval; NaN when fewer than 90 % of the resamples are valid.
+        Two-sided interval, within what the figure can be; NaN when fewer than 90 % of the resamples
+        are valid.
     standard_error
         Standard deviation over the valid resamples.
     n_valid, n_resamples
@@ -189,7 +190,7 @@ def bootstrap_report(
         found = _interval(estimate, np.concatenate([values[name] for values, _ in blocks]), level)
         if name in blocks[0][1]:
             off = np.concatenate([deviations[name] for _, deviations in blocks])
-            found = _around(found, off, level, difference=name.partition("_by_")[0] in PAIRWISE)
+            found = _around(found, off, level, most=math.inf if "log_loss" in name else 1.0)
         intervals[name] = found
     return BootstrapReport(intervals, level, split.n_clusters)
 
@@ -262,12 +263,11 @@ def _interval(estimate: float, draws: Floats, level: float) -> Interval:
     return Interval(estimate, low, high, error, n_valid, draws.size)
 
 
-def _around(found: Interval, deviations: Floats, level: float, *, difference: bool) -> Interval:
-    """Let an interval reach to both sides as far as the groups deviate; no difference is below 0."""
+def _around(found: Interval, deviations: Floats, level: float, *, most: float) -> Interval:
+    """Let an interval reach to both sides as far as the groups deviate, within 0 to `most`."""
     (off,), *_ = _quantiles(deviations, [level])
-    low = found.estimate - off
-    low = max(low, 0.0) if difference else low  # NaN stays NaN
-    return replace(found, low=low, high=found.estimate + off)
+    low, high = found.estimate - off, found.estimate + off
+    return replace(found, low=max(low, 0.0), high=min(high, most))  # NaN stays NaN
 
 
 def _difference(a: float, b: float, draws: Floats, level: float) -> PairedDifference:

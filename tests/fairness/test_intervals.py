@@ -141,6 +141,32 @@ def test_intervals_cover_whether_groups_are_alike_or_not(aurocs):
     assert all(count >= 53 for count in held.values()), held  # of 60; 57 expected at the least
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_no_interval_leaves_what_its_figure_can_be(good):
+    """Small groups that the model tells apart nearly always, or nearly never."""
+    rng = np.random.default_rng(0)
+    y = np.tile([0, 1], 40)
+    p = np.where(y == (1 if good else 0), 0.7, 0.3) + rng.normal(0, 0.12, 80)
+    groups = pd.DataFrame({"site": np.repeat(["a", "b", "c", "d"], 20)})
+    report = bootstrap_report(y, two_columns(p.clip(0.01, 0.99)), groups, None, n_resamples=200)
+    assert report["worst_group_log_loss"].high > (0.5 if good else 1)
+    reached = {0.0: 0, 1.0: 0}
+    for name, found in report.intervals.items():
+        if "log_loss" not in name:
+            assert 0 <= found.low <= found.estimate <= found.high <= 1, name
+            reached[0.0] += found.low == 0
+            reached[1.0] += found.high == 1
+        else:
+            assert 0 <= found.low <= found.estimate <= found.high, name
+    assert reached[1.0 if good else 0.0] > 0
+    pair = paired_bootstrap(
+        y, two_columns(p.clip(0.01, 0.99)), two_columns(1 - p.clip(0.01, 0.99)), groups, None
+    )
+    difference = pair["worst_group_auroc"]
+    assert difference.high < -0.5 if good else difference.low > 0.5
+    assert (difference.low < 0) == good, "a difference has its sign"
+
+
 def test_resamples_draw_as_many_patients_as_there_are_and_repeat_by_seed():
     blocks = list(multiplicities(50, 2**18, 100, seed=1))
     assert len(blocks) > 1  # the memory limit splits them
