@@ -136,7 +136,8 @@ class _FineTune:
         self.train = replace(train, images=on_device(train.images, device))
         self.spec, self.seed, self.device = spec, seed, device
         self.strategy = make_strategy(recipe.strategy, recipe.strategy_options)
-        self.steps = -(-len(train) // recipe.batch_size)
+        whole, rest = divmod(len(train), recipe.batch_size)
+        self.steps = max(1, whole + (rest > 1))  # `train_batches` leaves out a last batch of one
         prepare(model, recipe, device, self.steps * recipe.epochs)
         torch.manual_seed(named_seed(seed, "dropout"))
         self.judged = Judge(

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fairtune.errors import FairtuneError
 from fairtune.fairness import FairnessReport
 
 
-class DivergedError(RuntimeError):
+class DivergedError(FairtuneError, RuntimeError):
     """The loss stopped being a number."""
 
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from search.samples import tiny_config, write_data
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from fairtune.cli import main
 from fairtune.errors import InputError
 from fairtune.fairness import evaluate
 from fairtune.peft import apply_mask, build_model, get_space
@@ -20,8 +24,10 @@ from fairtune.training import (
     choose_device,
     class_weights,
     fine_tune,
+    loop,
     predict,
 )
+from training.conftest import make_split
 
 CPU = torch.device("cpu")
 VIT = (
@@ -70,6 +76,20 @@ def test_on_epoch_ends_the_fine_tune(
         model_of(), train, val, spec, recipe, seed=0, device=CPU, on_epoch=lambda epoch: False
     )
     assert len(result.epochs) == result.stopped_at == 1
+
+
+@pytest.mark.parametrize("n", [2, 31, 32, 33, 34])
+def test_the_schedule_has_as_many_steps_as_are_taken(
+    n: int, val: Split, spec: ImageSpec, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A last batch of one image is left out, and is no step."""
+    planned, real = [], loop.make_schedule
+    monkeypatch.setattr(
+        loop, "make_schedule", lambda *given: planned.append(given[-1]) or real(*given)
+    )
+    split, recipe = make_split("train", n, 0), recipe.changed({"class_weights": "none"})
+    result = fine_tune(model_of(), split, val, spec, recipe, seed=0, device=CPU)
+    assert planned == [result.epochs[0].steps]
 
 
 @pytest.mark.parametrize("architecture", [VIT, CONV], ids=lambda pair: pair[0])
@@ -265,6 +285,16 @@ def test_a_diverged_loss_says_what_to_do(
             seed=0,
             device=CPU,
         )
+
+
+def test_a_diverged_fine_tune_is_one_line(mlflow_store: str, tmp_path: Path) -> None:
+    changes = {"train__learning_rate": 1e30, "train__optimizer": "sgd", "search__space": "fullft"}
+    (tmp_path / "tiny.yaml").write_text(tiny_config(**changes).to_yaml())
+    arguments = ["--config", str(tmp_path / "tiny.yaml"), "--source", str(write_data(tmp_path))]
+    result = CliRunner().invoke(main, ["-q", "finetune", *arguments])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("fairtune: the training loss became ")
+    assert "Traceback" not in result.output
 
 
 @pytest.mark.parametrize(
