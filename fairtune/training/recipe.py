@@ -85,7 +85,10 @@ class Recipe(BaseModel):
         "auto", description="`auto` = bf16 where the processor or GPU computes it natively."
     )
     micro_batch_size: int | None = Field(
-        None, ge=1, description="Images in memory at once; gradients add up to `batch_size`."
+        None,
+        ge=2,
+        description="Images in memory at once, for batch norms two at least; gradients add up to "
+        "`batch_size`.",
     )
     checkpoint_activations: bool = Field(
         False,

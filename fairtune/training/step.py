@@ -23,7 +23,7 @@ class Stepper:
     Parameters
     ----------
     micro_batch_size
-        Images in memory at once; halved whenever memory runs out.
+        Images in memory at once, 2 or more; halved whenever memory runs out.
     clip_gradient
         Largest norm of the model's gradient, or None.
     tap
@@ -72,9 +72,10 @@ class Stepper:
                     return self._whole(x, y, groups)
                 return self._cached(x, y, groups)
             except RuntimeError as error:
-                if not is_out_of_memory(error) or self.micro_batch_size <= 2:
+                at_once = min(self.micro_batch_size, len(y))
+                if not is_out_of_memory(error) or at_once <= 2:
                     raise
-                self.micro_batch_size = -(-min(self.micro_batch_size, len(y)) // 2)
+                self.micro_batch_size = -(-at_once // 2)
                 logger.warning(
                     "out of memory: going on with %d images at once", self.micro_batch_size
                 )
@@ -148,11 +149,11 @@ class Stepper:
 
 
 def part_sizes(n: int, most: int) -> list[int]:
-    """Cut n images into parts of `most`; a last one of a single image joins the part before it.
+    """Cut n images into parts of `most` (2 or more); a last single one joins the part before it.
 
     Batch normalisation cannot train on one image where the feature map has one pixel.
     """
     sizes = [most] * (n // most) + [n % most] * (n % most > 0)
-    if len(sizes) > 1 and sizes[-1] == 1 < most:
+    if len(sizes) > 1 and sizes[-1] == 1:
         sizes[-2:] = [most + 1]
     return sizes

@@ -309,10 +309,17 @@ def test_deterministic_mode_ends_with_the_fine_tune(
 
 @pytest.mark.parametrize(
     ("n", "most", "sizes"),
-    [(16, 16, [16]), (16, 5, [5, 5, 6]), (15, 4, [4, 4, 4, 3]), (3, 2, [3]), (1, 4, [1]), (3, 1, [1] * 3)],
+    [(16, 16, [16]), (16, 5, [5, 5, 6]), (15, 4, [4, 4, 4, 3]), (3, 2, [3]), (1, 4, [1])],
 )  # fmt: skip
 def test_no_micro_batch_of_one_image(n: int, most: int, sizes: list[int]) -> None:
     assert part_sizes(n, most) == sizes
+
+
+def test_a_micro_batch_has_two_images_at_least() -> None:
+    with pytest.raises(
+        ValueError, match=r"micro_batch_size\s+Input should be greater than or equal"
+    ):
+        Recipe(micro_batch_size=1)
 
 
 def test_batch_norms_train_in_micro_batches_that_do_not_divide(

@@ -177,11 +177,18 @@ def test_out_of_memory_halves_the_micro_batch(
     assert np.allclose(result.probabilities, plain.probabilities, atol=2e-3)
 
 
+@pytest.mark.parametrize("n", [96, 2])
 def test_out_of_memory_of_two_images_is_an_error(
-    train: Split, val: Split, spec: ImageSpec, recipe: Recipe
+    n: int, val: Split, spec: ImageSpec, recipe: Recipe
 ) -> None:
+    """Also where a batch has no more: one image alone is more than batch norms can train on."""
+    asked: list[int] = []
+    model = _Greedy(model_of(), 0)
+    model.register_forward_pre_hook(lambda module, given: asked.append(len(given[0])))
+    split, recipe = make_split("train", n, 0), recipe.changed({"class_weights": "none"})
     with pytest.raises(torch.OutOfMemoryError):
-        fine_tune(_Greedy(model_of(), 0), train, val, spec, recipe, seed=0, device=CPU)
+        fine_tune(model, split, val, spec, recipe, seed=0, device=CPU)
+    assert asked == ([16, 8, 4, 2] if n == 96 else [2])
 
 
 def limited(model: nn.Module, most: int, text: str = "MPS backend out of memory") -> list[int]:
