@@ -27,6 +27,7 @@ from fairtune.training import (
     loop,
     predict,
 )
+from fairtune.training.strategies import fairprune
 from training.conftest import make_split
 
 CPU = torch.device("cpu")
@@ -263,7 +264,9 @@ class _NoFloat64(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
-        if func is torch.Tensor.double and not any(args[0] is moved for moved in self.moved):
+        given = (func, *args, *(kwargs or {}).values())
+        doubles = any(value is torch.Tensor.double or value is torch.float64 for value in given)
+        if doubles and not any(args[0] is moved for moved in self.moved):
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
         found = func(*args, **kwargs or {})
         if func is torch.Tensor.cpu:
@@ -272,8 +275,13 @@ class _NoFloat64(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("space", ["fullft", "linear_readout"])
-def test_a_device_needs_no_float64(space: str, train: Split, val: Split, spec: ImageSpec) -> None:
+def test_a_device_needs_no_float64(
+    space: str, train: Split, val: Split, spec: ImageSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = Recipe(epochs=1, precision="fp32", strategy="fairprune")
+    of = {kind: fairprune.sums_of(torch.device(kind)) for kind in ("cpu", "cuda", "mps")}
+    assert of == {"cpu": torch.float64, "cuda": torch.float64, "mps": torch.float32}
+    monkeypatch.setattr(fairprune, "sums_of", lambda device: of["mps"])
     with _NoFloat64():
         result = fine_tune(model_of(space=space), train, val, spec, recipe, seed=0, device=CPU)
     assert result.probabilities.dtype == np.float64

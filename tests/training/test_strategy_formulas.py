@@ -509,6 +509,22 @@ def test_saliency_does_not_depend_on_the_size_of_a_group(scale: float) -> None:
     assert torch.equal(again[1], saliency)
 
 
+@pytest.mark.parametrize("space", ["fullft", "tune_attention"])
+def test_only_weights_of_layers_are_pruned(space: str) -> None:
+    """Neither the class token nor the position embedding, which have several dimensions as well."""
+    model, x = model_of(space=space), torch.randn(8, 3, 32, 32)
+    task = task_of(model, [0, 1] * 4, [0, 0, 1, 1] * 2, views=lambda: iter([x]))
+    kept = make_strategy("fairprune", {"share": 0.9}).start(task).kept(2)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    own = ("cls_token", "pos_embed")
+    assert set(kept) == {
+        name for name in trained if name.endswith(".weight") and "norm" not in name
+    } - set(own)
+    assert all((value == 0).any() for value in kept.values())
+    if space == "fullft":
+        assert {*own, "patch_embed.proj.weight", "head.weight"} <= set(trained)
+
+
 def test_one_group_is_not_pruned() -> None:
     tactic = make_strategy("fairprune").start(task_of(Linear(), [0, 1], [0, 0]))
     assert tactic.kept(2) is None

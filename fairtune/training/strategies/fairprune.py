@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from fairtune.training.strategies.base import STRATEGIES, Strategy, Tactic, Task
 
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Whose weights are pruned."""
 ROWS = 16
 """Images whose squared gradients one backward pass estimates: the fewer, the surer."""
 
@@ -23,9 +26,9 @@ class FairPrune(Strategy):
     it, h being the diagonal of the Hessian, here of the empirical Fisher information (squared
     gradients of the group's training images, one by one, on average). Pruned are the weights with the
     smallest ``saliency of the worst group - trade_off * mean saliency of the others``. The worst
-    group is the one with the highest training loss. Only matrices and kernels that the mask lets
-    train are pruned, all together, and in one step; the paper repeats small steps. A fine-tune that
-    is stopped early, or has one group only, is not pruned.
+    group is the one with the highest training loss. Only weights of linear and convolutional layers
+    that the mask lets train are pruned, all together, and in one step; the paper repeats small steps.
+    A fine-tune that is stopped early, or has one group only, is not pruned.
 
     References
     ----------
@@ -56,9 +59,9 @@ class FairPruneTactic(Tactic):
         if epoch < self._task.epochs or self._task.n_groups < 2:
             return None
         weights = {
-            name: p
-            for name, p in self._task.model.named_parameters()
-            if p.requires_grad and p.ndim > 1
+            f"{name}.weight": layer.weight
+            for name, layer in self._task.model.named_modules()
+            if isinstance(layer, LAYERS) and layer.weight.requires_grad
         }
         losses, saliency = group_saliency(self._task, weights)
         worst = int(np.argmax(losses))
@@ -75,7 +78,7 @@ class FairPruneTactic(Tactic):
         return found
 
 
-def group_saliency(task: Task, weights: dict[str, nn.Parameter]) -> tuple[list[float], Tensor]:
+def group_saliency(task: Task, weights: Mapping[str, Tensor]) -> tuple[list[float], Tensor]:
     """Return each group's mean training loss, and the saliency of every weight for it.
 
     Returns
@@ -88,10 +91,9 @@ def group_saliency(task: Task, weights: dict[str, nn.Parameter]) -> tuple[list[f
     assert task.groups is not None
     training = [module for module in task.model.modules() if module.training]
     task.model.eval()
-    total = np.zeros(task.n_groups)
-    squares = torch.zeros(
-        task.n_groups, sum(w.numel() for w in weights.values()), dtype=torch.float64
-    )
+    n_weights, sums = sum(w.numel() for w in weights.values()), sums_of(task.device)
+    total = torch.zeros(task.n_groups, dtype=sums, device=task.device)
+    squares = torch.zeros(task.n_groups, n_weights, dtype=sums, device=task.device)
     draws, start = torch.Generator().manual_seed(task.seed), 0
     for x in task.views():
         rows = slice(start, start + len(x))
@@ -101,23 +103,28 @@ def group_saliency(task: Task, weights: dict[str, nn.Parameter]) -> tuple[list[f
             mine = torch.from_numpy(np.flatnonzero(groups == group)).to(task.device)
             for part in torch.split(mine, ROWS):
                 losses, found = _squares(task.model, x[part], labels[part], weights, draws)
-                squares[group] += found.cpu().double()
+                squares[group] += found
                 total[group] += losses
     for module in training:  # mode by mode: a frozen norm in a training model stays in evaluation
         module.training = True
     sizes = np.bincount(task.groups, minlength=task.n_groups)
     values = torch.cat([w.detach().flatten() for w in weights.values()]).cpu().double()
-    saliency = squares / torch.from_numpy(sizes)[:, None] * values.square() / 2
-    return list(total / sizes), saliency
+    saliency = squares.cpu().double() / torch.from_numpy(sizes)[:, None] * values.square() / 2
+    return (total.cpu().double().numpy() / sizes).tolist(), saliency
+
+
+def sums_of(device: torch.device) -> torch.dtype:
+    """Return the most exact floating type that a device adds up in."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _squares(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    weights: dict[str, nn.Parameter],
+    weights: Mapping[str, Tensor],
     draws: torch.Generator,
-) -> tuple[float, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Return the sum of some images' losses, and of their squared gradients: (W,), by one estimate.
 
     With random signs s_i, independent and of mean zero, E[(Σ s_i g_i)²] = Σ g_i²: the products of
@@ -129,4 +136,4 @@ def _squares(
         losses = nn.functional.cross_entropy(model(x).float(), y, reduction="none")
         gradients = torch.autograd.grad((losses * signs).sum(), list(weights.values()))
     flat = torch.cat([g.flatten() for g in gradients]).float()
-    return float(losses.detach().sum()), flat.square()
+    return losses.detach().sum(), flat.square()
