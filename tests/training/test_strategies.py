@@ -388,6 +388,8 @@ def test_a_strategy_is_made_by_name_and_options() -> None:
 def test_a_recipe_refuses_what_no_strategy_knows() -> None:
     with pytest.raises(ValueError, match="unknown option of strategy 'group_dro': 'rho'"):
         Recipe(strategy="group_dro", strategy_options={"rho": 1})
+    with pytest.raises(ValueError, match="unknown option of strategy 'dfr': 'cells'"):
+        Recipe(strategy="dfr", strategy_options={"cells": "group"})  # would balance no classes
     with pytest.raises(ValueError, match="unknown strategy 'nothing'"):
         Recipe(strategy="nothing")
 

@@ -16,7 +16,7 @@ from fairtune.errors import InputError
 from fairtune.peft.parts import head_modules
 from fairtune.seeding import seed as named_seed
 from fairtune.training.features import classifier, features_of
-from fairtune.training.strategies.balancing import CELLS, Cells, cell_index
+from fairtune.training.strategies.balancing import cell_index
 from fairtune.training.strategies.base import STRATEGIES, Strategy, Tactic, Task
 
 NEVER = -50.0
@@ -27,11 +27,11 @@ NEVER = -50.0
 class DFR(Strategy):
     """Plain training; after the last epoch the classifier is fitted anew on balanced subsets.
 
-    Each subset has as many training rows of every cell as the smallest cell has. Logistic
-    regression with an L1 penalty is fitted to the standardised features of each, and the mean of
-    the fits becomes the classifier. This is the paper's variant on training data (DFR with Tr-Tr):
-    the validation split judges, so it must not train. A fine-tune that is stopped early keeps its
-    classifier.
+    Each subset has as many training rows of every class within every group as the smallest of these
+    cells has. Logistic regression with an L1 penalty is fitted to the standardised features of each,
+    and the mean of the fits becomes the classifier. This is the paper's variant on training data (DFR
+    with Tr-Tr): the validation split judges, so it must not train. A fine-tune that is stopped early
+    keeps its classifier.
 
     References
     ----------
@@ -40,7 +40,6 @@ class DFR(Strategy):
     """
 
     uses_groups: ClassVar[bool] = True
-    cells: Cells = Field("group*class", description=f"{CELLS} The paper's are the latter.")
     strength: float = Field(
         1.0, gt=0, description="Inverse strength of the penalty: scikit-learn's C."
     )
@@ -68,7 +67,7 @@ class DFRTactic(Tactic):
         weight, bias = refit(
             features_of(task.model, task.views()).numpy(),
             task.labels,
-            cell_index(task, self._options.cells)[0],
+            cell_index(task, "group*class")[0],
             task.n_classes,
             strength=self._options.strength,
             subsets=self._options.subsets,
