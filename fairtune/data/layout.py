@@ -140,7 +140,8 @@ def _without_missing(
     if not allow_missing:
         raise InputError(
             f"{where}: {len(missing):,} of {len(table):,} images are missing, the first is "
-            f"{missing[0]!r}; complete the download, or drop their rows with --on-missing-image skip"
+            f"{missing[0]!r}; complete the download, or leave their rows out with "
+            "-o data.options.allow_missing=true (prepare: --on-missing-image skip)"
         )
     if len(missing) == len(table):
         raise InputError(f"{where}: not one of the {len(table):,} images is there")

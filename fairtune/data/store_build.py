@@ -35,7 +35,8 @@ def bad_images(manifest: Manifest, reasons: Mapping[int, str]) -> InputError:
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     return InputError(
         f"{manifest.root}: {manifest.table['image'].iloc[first]}: {reasons[first]}{more}; "
-        "repair or remove what is bad, or leave it out with --on-bad-image skip"
+        "repair or remove what is bad, or leave it out with -o data.on_bad_image=skip "
+        "(prepare: --on-bad-image skip)"
     )
 
 

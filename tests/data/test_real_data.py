@@ -65,7 +65,7 @@ def test_fitzpatrick17k_with_dead_links(shared_data: Path, tmp_path: Path) -> No
     rows = (tmp_path / "fitzpatrick17k.csv").read_text().splitlines()[1:]
     for row in rows[:300]:
         (tmp_path / f"{row.split(',')[0]}.jpg").write_bytes(encoded(1))
-    with pytest.raises(InputError, match=r"of 16,012 images are missing.*--on-missing-image skip"):
+    with pytest.raises(InputError, match=r"of 16,012 images are missing.*allow_missing=true"):
         load_dataset("fitzpatrick17k", tmp_path)
     manifest = load_dataset("fitzpatrick17k", tmp_path, allow_missing=True)
     assert len(manifest) + len(manifest.provenance["missing"]) == 16012
