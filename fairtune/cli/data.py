@@ -15,7 +15,11 @@ from fairtune.errors import InputError
 @command
 @click.argument("name", required=False, default="")
 @option(
-    "--config", "config_path", default="", help="Take name, options, size from here.", group="Data"
+    "--config",
+    "config_path",
+    default="",
+    help="Take name, options, size and on_bad_image from here.",
+    group="Data",
 )
 @option("--source", default="", help="Folder with the official download.", group="Data")
 @option(
@@ -23,9 +27,10 @@ from fairtune.errors import InputError
 )
 @option(
     "--on-bad-image",
-    default="fail",
-    type=click.Choice(["fail", "skip"]),
-    help="What an unreadable image does.",
+    default="",
+    type=click.Choice(["", "fail", "skip"]),
+    metavar="[fail|skip]",
+    help="What an unreadable image does; by default as the configuration says, else fail.",
     group="Images",
 )
 @option(
@@ -56,6 +61,7 @@ def prepare(
             raise InputError(f"{config_path} is about {config.data.name!r}, not {name!r}")
         name, options, attributes = config.data.name, config.data.options, config.data.attributes
         size = config.data.store_size or config.data.image_size
+        on_bad_image = on_bad_image or config.data.on_bad_image
     if not name:
         raise InputError(f"name a data set ({', '.join(sorted(DATASETS))}) or give --config")
     if on_missing_image == "skip":
@@ -66,7 +72,7 @@ def prepare(
         size=size,
         options=options,
         attributes=attributes,
-        on_bad_image=on_bad_image,
+        on_bad_image=on_bad_image or "fail",
     )
     click.echo(done.counts.to_string())
     for note in done.notes():
@@ -128,8 +134,16 @@ def doctor(
     if config is not None:
         from fairtune.data import diagnose, load_dataset
 
-        manifest = load_dataset(config.data.name, source or None, **config.data.options)
-        for finding in diagnose(manifest.select(config.data.attributes), images=images):
+        data = config.data
+        findings = diagnose(
+            load_dataset(data.name, source or None, **data.options).select(data.attributes),
+            images=images,
+            on_bad_image=data.on_bad_image,
+            folds=data.folds,
+            fold=data.fold,
+            fold_seed=data.fold_seed,
+        )
+        for finding in findings:
             tell(finding.level, finding.check, finding.message)
     errors, warnings = levels.count("error"), levels.count("warning")
     click.echo(f"{errors} errors, {warnings} warnings")

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,7 +16,8 @@ import pandas as pd
 from fairtune.data.images import ImageError
 from fairtune.data.manifest import SPLITS, Manifest
 from fairtune.data.references import ImageReader
-from fairtune.data.splits import patients_in_several
+from fairtune.data.splits import k_folds, patients_in_several
+from fairtune.data.store import OnBadImage
 from fairtune.progress import progress_bar
 
 Level = Literal["error", "warning"]
@@ -48,6 +49,10 @@ def diagnose(
     *,
     least: int = 20,
     images: bool = True,
+    on_bad_image: OnBadImage = "fail",
+    folds: int | None = None,
+    fold: int | None = None,
+    fold_seed: int = 0,
     workers: int | None = None,
     progress: bool = True,
 ) -> list[Finding]:
@@ -60,7 +65,13 @@ def diagnose(
     least
         Images of each label that a group should have in validation and test.
     images
-        Whether every image is read and decoded, which takes about as long as `prepare`.
+        Whether every image is read and decoded, once, which takes about as long as `prepare`.
+    on_bad_image
+        As in `open_store`: with "skip" unreadable images are a warning, and the rest is judged
+        without them.
+    folds, fold, fold_seed
+        Judge cross-testing in this many folds in place of the manifest's own splits, each fold or
+        one alone; as in `k_folds`.
     workers, progress
         As in `open_store`.
 
@@ -69,14 +80,28 @@ def diagnose(
     list[Finding]
         Errors first; empty if all is well.
     """
-    findings = [
-        *_splits(manifest),
-        *_groups(manifest, least),
-        *_patients(manifest),
-        *_missing(manifest),
-    ]
+    divisions: dict[int | None, Manifest] = {None: manifest}
+    if folds is not None:
+        parts = enumerate(k_folds(manifest, folds, seed=fold_seed))
+        divisions = {number: part for number, part in parts if fold in (None, number)}
+    findings = []
+    repeats = pd.DataFrame(columns=["image", "label", "digest"])
     if images:
-        findings += _images(manifest, workers or os.cpu_count() or 1, progress)
+        digests, bad = _read(manifest, workers or os.cpu_count() or 1, progress)
+        skip = on_bad_image == "skip" and len(bad) < len(manifest)
+        if bad:
+            findings.append(_unreadable(bad, skip))
+        if bad and skip:
+            good = np.flatnonzero(digests.notna())
+            divisions = {number: part.keep(good) for number, part in divisions.items()}
+            digests = digests.iloc[good].reset_index(drop=True)
+        repeats = _repeats(next(iter(divisions.values())), digests)
+    found: dict[Finding, list[int | None]] = {}
+    for number, part in divisions.items():
+        for finding in _of_division(part, least, repeats):
+            found.setdefault(finding, []).append(number)
+    findings += [_in_folds(finding, numbers) for finding, numbers in found.items()]
+    findings += [*_missing(manifest), *_duplicates(repeats)]
     return sorted(findings, key=lambda finding: finding.level != "error")
 
 
@@ -95,6 +120,25 @@ def auroc_standard_error(auroc: float, positives: int, negatives: int) -> float:
         auroc * (1 - auroc) + (positives - 1) * (q1 - auroc**2) + (negatives - 1) * (q2 - auroc**2)
     ) / (positives * negatives)
     return math.sqrt(variance)
+
+
+def _of_division(manifest: Manifest, least: int, repeats: pd.DataFrame) -> Iterator[Finding]:
+    """Look at what depends on how the images are divided into train, val and test."""
+    yield from _splits(manifest)
+    yield from _groups(manifest, least)
+    yield from _patients(manifest)
+    split = manifest.table["split"].reindex(repeats.index)
+    yield from _clash(
+        repeats.assign(split=split), "split", "lie in different splits; keep them in one"
+    )
+
+
+def _in_folds(finding: Finding, numbers: list[int | None]) -> Finding:
+    """Say in which folds something was found."""
+    if numbers == [None]:
+        return finding
+    told = f"fold{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+    return replace(finding, message=f"{told}: {finding.message}")
 
 
 def _splits(manifest: Manifest) -> Iterator[Finding]:
@@ -119,13 +163,15 @@ def _groups(manifest: Manifest, least: int) -> Iterator[Finding]:
         if not len(manifest.rows(str(split))):
             continue
         told = ", ".join(f"{number:,} {label}" for label, number in n.items())
+        absent = [label for label, number in n.items() if not number]
         advice = "merge it with another group, or split by more patients"
-        if not any(n.values()):
+        if absent:
+            what = {
+                len(n): "no images",
+                len(n) - 1: f"one class only ({told})",
+            }.get(len(absent), f"no image of {', '.join(absent)} ({told})")
             level: Level = "error" if split in _JUDGED else "warning"
-            yield Finding(level, "group", f"{where}: no images; {advice}")
-        elif sum(number > 0 for number in n.values()) == 1:
-            level = "error" if split in _JUDGED else "warning"
-            yield Finding(level, "group", f"{where}: one class only ({told}); {advice}")
+            yield Finding(level, "group", f"{where}: {what}; {advice}")
         elif split in _JUDGED and min(n.values()) < least:
             yield Finding("warning", "group", f"{where}: {told}{_uncertainty(n)}; {advice}")
 
@@ -164,8 +210,8 @@ def _missing(manifest: Manifest) -> Iterator[Finding]:
             yield Finding("warning", "missing", message)
 
 
-def _images(manifest: Manifest, workers: int, progress: bool) -> Iterator[Finding]:
-    """Decode every image: which are bad, and which are the same."""
+def _read(manifest: Manifest, workers: int, progress: bool) -> tuple[pd.Series, list[ImageError]]:
+    """Decode every image; returns what each one's bytes hash to, None where bad, and the errors."""
     names = manifest.table["image"].tolist()
     bar = progress_bar(
         total=len(names),
@@ -175,8 +221,7 @@ def _images(manifest: Manifest, workers: int, progress: bool) -> Iterator[Findin
         mininterval=0.5,
         disable=not progress,
     )
-    digests: list[bytes | None] = []
-    bad: list[ImageError] = []
+    seen: list[bytes | ImageError] = []
     with ImageReader(manifest.root) as reader, ThreadPoolExecutor(workers) as pool, bar:
 
         def look(name: str) -> bytes | ImageError:
@@ -186,35 +231,37 @@ def _images(manifest: Manifest, workers: int, progress: bool) -> Iterator[Findin
             except ImageError as error:
                 return error
 
-        for seen in pool.map(look, names):
+        for one in pool.map(look, names):
             bar.update()
-            digests.append(None if isinstance(seen, ImageError) else seen)
-            if isinstance(seen, ImageError):
-                bad.append(seen)
-    if bad:
-        message = f"{len(bad):,} images cannot be read, the first is {bad[0]}"
-        yield Finding("error", "image", message)
-    yield from _duplicates(manifest, digests)
+            seen.append(one)
+    digests = [None if isinstance(one, ImageError) else one for one in seen]
+    return pd.Series(digests, dtype=object), [one for one in seen if isinstance(one, ImageError)]
 
 
-def _duplicates(manifest: Manifest, digests: list[bytes | None]) -> Iterator[Finding]:
-    table = manifest.table[["image", "label", "split"]].assign(
-        digest=pd.Series(digests, dtype=object)
-    )
+def _unreadable(bad: list[ImageError], skip: bool) -> Finding:
+    left = " and are left out" if skip else ""
+    message = f"{len(bad):,} images cannot be read{left}, the first is {bad[0]}"
+    return Finding("warning" if skip else "error", "image", message)
+
+
+def _repeats(manifest: Manifest, digests: pd.Series) -> pd.DataFrame:
+    """Return the rows whose content another one has, too: `image, label, digest`."""
+    table = manifest.table[["image", "label"]].assign(digest=digests)
     table = table[np.asarray(table["digest"].notna())]
-    table = table[np.asarray(table["digest"].duplicated(keep=False))]
-    if table.empty:
-        return
-    groups = table.groupby("digest", sort=False)
-    for column, what in (
-        ("split", "are the same but lie in different splits; keep them in one"),
-        ("label", "are the same but have different labels; correct one"),
-    ):
-        clash = groups[column].nunique()
-        clash = clash[clash > 1]
-        if len(clash):
-            pair = table.loc[table["digest"] == clash.index[0], "image"].tolist()[:2]
-            message = f"{len(clash):,} images occur more than once: {' and '.join(pair)} {what}"
-            yield Finding("error", "duplicate", message)
-    repeated = int(pd.Series(groups.size()).sum() - len(groups))
-    yield Finding("warning", "duplicate", f"{repeated:,} images repeat another one's content")
+    return table[np.asarray(table["digest"].duplicated(keep=False))]
+
+
+def _clash(repeats: pd.DataFrame, column: str, what: str) -> Iterator[Finding]:
+    different = repeats.groupby("digest", sort=False)[column].nunique()
+    different = different[different > 1]
+    if len(different):
+        pair = repeats.loc[repeats["digest"] == different.index[0], "image"].tolist()[:2]
+        occur = f"{len(different):,} images occur more than once: {' and '.join(pair)}"
+        yield Finding("error", "duplicate", f"{occur} are the same but {what}")
+
+
+def _duplicates(repeats: pd.DataFrame) -> Iterator[Finding]:
+    yield from _clash(repeats, "label", "have different labels; correct one")
+    repeated = len(repeats) - repeats["digest"].nunique()
+    if repeated:
+        yield Finding("warning", "duplicate", f"{repeated:,} images repeat another one's content")
