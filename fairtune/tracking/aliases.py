@@ -8,6 +8,7 @@ belongs to a process that died, and is taken over.
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from fairtune.errors import InputError, without_password
+from fairtune.tracking.runs import STORE_ERRORS, one_line
+from fairtune.tracking.signals import signals_held
+
+logger = logging.getLogger(__name__)
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
@@ -69,6 +74,8 @@ def replace_champion(client: MlflowClient, name: str, expected: str | None, vers
 def alias_lock(client: MlflowClient, name: str) -> Iterator[None]:
     """Hold the lock of a registered model's aliases for the length of the block.
 
+    Ctrl-C and SIGTERM wait until it is over. A lock that cannot be given back grows stale.
+
     Raises
     ------
     InputError
@@ -82,11 +89,11 @@ def alias_lock(client: MlflowClient, name: str) -> Iterator[None]:
                 f"another promotion of {name!r} is under way; when it is not, delete {lock!r}"
             )
         time.sleep(0.2)
-    try:
-        yield
-    finally:
-        if _owner(client, lock)[0] == owner:
-            client.delete_registered_model(lock)
+    with signals_held():
+        try:
+            yield
+        finally:
+            _release(client, lock, owner)
 
 
 def _acquire(client: MlflowClient, lock: str, owner: str) -> bool:
@@ -105,6 +112,15 @@ def _acquire(client: MlflowClient, lock: str, owner: str) -> bool:
     return False
 
 
+def _release(client: MlflowClient, lock: str, owner: str) -> None:
+    """Give the lock back; a failure is a warning, as what was done under the lock is done."""
+    try:
+        if _owner(client, lock)[0] == owner:
+            client.delete_registered_model(lock)
+    except STORE_ERRORS as error:
+        logger.warning("%s is left behind for %.0f s: %s", lock, STALE_SECONDS, one_line(error))
+
+
 def _owner(client: MlflowClient, lock: str) -> tuple[str | None, float]:
     """Return who holds the lock (None: nobody any more) and for how many seconds."""
     try:
@@ -115,9 +131,28 @@ def _owner(client: MlflowClient, lock: str) -> tuple[str | None, float]:
 
 
 def _move(client: MlflowClient, name: str, alias: str, version: str, holder: str | None) -> None:
+    """Point an alias to a version: wholly, or after a failure not at all."""
     if holder == version:
         return
-    if alias == CHAMPION and holder is not None:
+    if alias != CHAMPION or holder is None:
+        client.set_registered_model_alias(name, alias, version)
+        return
+    way_back = alias_version(client, name, PREVIOUS)
+    try:
         # First the way back, so that no moment is without one.
         client.set_registered_model_alias(name, PREVIOUS, holder)
-    client.set_registered_model_alias(name, alias, version)
+        client.set_registered_model_alias(name, CHAMPION, version)
+    except BaseException:
+        _put_back(client, name, holder, way_back)
+        raise
+
+
+def _put_back(client: MlflowClient, name: str, champion: str, way_back: str | None) -> None:
+    try:
+        client.set_registered_model_alias(name, CHAMPION, champion)
+        if way_back is None:
+            client.delete_registered_model_alias(name, PREVIOUS)
+        else:
+            client.set_registered_model_alias(name, PREVIOUS, way_back)
+    except STORE_ERRORS:  # the first error is the one that matters
+        logger.warning("could not put the aliases of %s back", name, exc_info=True)

@@ -1,7 +1,8 @@
 """From a finished run to a version in the MLflow model registry, all or nothing.
 
 The model is logged and checked by a real prediction *before* the registry hears of it, and whatever
-fails takes back what was done: no version without a working model, no name without a version.
+fails takes back what was done: no version without a working model, no name without a version, no
+champion without one.
 """
 
 from __future__ import annotations
@@ -24,8 +25,15 @@ from fairtune.serving import bundle
 from fairtune.serving.predictor import Predictor, probability_columns
 from fairtune.serving.safety import refuse_pickles
 from fairtune.serving.spec import SPEC_FILE, WEIGHTS_FILE, ServingSpec, export_model
-from fairtune.tracking.aliases import CHAMPION, move_alias
-from fairtune.tracking.runs import COMMIT, PARENT
+from fairtune.tracking.aliases import (
+    CHAMPION,
+    ChampionChangedError,
+    alias_version,
+    move_alias,
+    replace_champion,
+)
+from fairtune.tracking.model_card import CARD_TAG
+from fairtune.tracking.runs import COMMIT, PARENT, STORE_ERRORS
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -101,7 +109,7 @@ def register_model(
     """
     client = MlflowClient()
     run = _find_run(client, run_id)
-    _check_name(client, run_id, name)
+    _check_name(run_id, name)
     with tempfile.TemporaryDirectory(prefix="fairtune-register-") as scratch:
         folder = export_model(model, spec, Path(scratch, "exported"))
         with _undone(client) as done:
@@ -123,10 +131,48 @@ def register_model(
             )
             done.version = str(made.version)
             client.update_model_version(name, done.version, description=description)
-            if alias:
+            if alias:  # the last step: a version that has its alias is whole
+                done.alias = alias
                 move_alias(client, name, alias, done.version)
     logger.info("registered %s version %s", name, done.version)
     return RegisteredVersion(name, done.version, run_id, model_id)
+
+
+def find_version(run_id: str, name: str) -> RegisteredVersion | None:
+    """Return the version of a name that was made from a run, if there is one."""
+    for found in MlflowClient().search_model_versions(f"run_id = '{run_id}'"):
+        if found.name == name:
+            return RegisteredVersion(name, str(found.version), run_id, found.model_id or "")
+    return None
+
+
+def has_card(version: RegisteredVersion) -> bool:
+    """Say whether the version's model card was written, which is the last step of a registration."""
+    found = MlflowClient().get_model_version(version.name, version.version)
+    return CARD_TAG in found.tags
+
+
+def already_registered(version: RegisteredVersion) -> InputError:
+    """Return the error that says that a run is a version already."""
+    return InputError(
+        f"run {version.run_id} is version {version.version} of {version.name!r} already"
+    )
+
+
+def take_alias(version: RegisteredVersion, alias: str) -> bool:
+    """Point an alias to a version; False, and nothing is moved, where another is the champion.
+
+    The first version of a name is its champion. What comes after it has to pass the gate.
+    """
+    client = MlflowClient()
+    if alias != CHAMPION:
+        move_alias(client, version.name, alias, version.version)
+        return True
+    try:
+        replace_champion(client, version.name, None, version.version)
+    except ChampionChangedError as error:
+        return error.found == version.version
+    return True
 
 
 def key_metric_tags(run: Run) -> dict[str, str]:
@@ -156,21 +202,37 @@ class _Done:
     name: str = ""
     version: str = ""
     new_name: bool = False
+    alias: str = ""
 
 
 @contextmanager
 def _undone(client: MlflowClient) -> Iterator[_Done]:
-    """Take back a logged model, a version and a fresh name when the block raises."""
+    """Take back a logged model, a version and a fresh name when the block raises.
+
+    But not where the version has its alias by then: it would be lost with the version.
+    """
     done = _Done()
     try:
         yield done
     except BaseException:
+        if _has_alias(client, done):
+            raise
         for step in (_drop_version, _drop_name, _drop_logged_model):
             try:
                 step(client, done)
             except MlflowException:  # the first error is the one that matters
                 logger.warning("could not take back a failed registration", exc_info=True)
         raise
+
+
+def _has_alias(client: MlflowClient, done: _Done) -> bool:
+    if not (done.alias and done.version):
+        return False
+    try:
+        return alias_version(client, done.name, done.alias) == done.version
+    except (InputError, *STORE_ERRORS):  # rather a version too many than an alias that is lost
+        logger.warning("cannot see whether %s has its alias", done.name, exc_info=True)
+        return True
 
 
 def _drop_version(client: MlflowClient, done: _Done) -> None:
@@ -202,12 +264,11 @@ def _find_run(client: MlflowClient, run_id: str) -> Run:
         ) from error
 
 
-def _check_name(client: MlflowClient, run_id: str, name: str) -> None:
+def _check_name(run_id: str, name: str) -> None:
     if not name.strip() or set(name) & set("/:'\"\\"):
         raise InputError(f"model name {name!r} must be non-empty and without / : ' \" \\")
-    for found in client.search_model_versions(f"run_id = '{run_id}'"):
-        if found.name == name:
-            raise InputError(f"run {run_id} is version {found.version} of {name!r} already")
+    if (found := find_version(run_id, name)) is not None:
+        raise already_registered(found)
 
 
 def _name_exists(client: MlflowClient, name: str) -> bool:

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from serving.samples import encode, image_bytes, tiny_model, tiny_spec
 
 from fairtune.errors import InputError
@@ -17,7 +19,8 @@ from fairtune.serving.loading import download_model
 from fairtune.serving.predictor import Predictor
 from fairtune.serving.safety import find_pickles
 from fairtune.tracking import registry
-from fairtune.tracking.registry import register_model
+from fairtune.tracking.aliases import move_alias
+from fairtune.tracking.registry import RegisteredVersion, register_model, take_alias
 
 METRICS = {
     "test/auroc": 0.9,
@@ -149,8 +152,100 @@ def test_a_second_champion_keeps_the_way_back(store: MlflowClient) -> None:
     for seed in (0, 1):
         register_model(finished_run(store), "moles", tiny_model(seed=seed), tiny_spec())
     register_model(finished_run(store), "moles", tiny_model(seed=2), tiny_spec(), alias=None)
-    aliases = store.get_registered_model("moles").aliases
-    assert {key: str(value) for key, value in aliases.items()} == {"champion": "2", "previous": "1"}
+    assert aliases_of(store) == {"champion": "2", "previous": "1"}
+
+
+def aliases_of(client: MlflowClient, name: str = "moles") -> dict[str, str]:
+    return {k: str(v) for k, v in client.get_registered_model(name).aliases.items()}
+
+
+def plain_version(client: MlflowClient, alias: str = "") -> RegisteredVersion:
+    """Make a version without a model: these tests are about aliases."""
+    if not client.search_registered_models():
+        client.create_registered_model("moles")
+    run_id = finished_run(client)
+    number = str(client.create_model_version("moles", "nowhere", run_id).version)
+    if alias:
+        move_alias(client, "moles", alias, number)
+    return RegisteredVersion("moles", number, run_id, "")
+
+
+def two_champions(client: MlflowClient) -> None:
+    """Make two versions the champion one after the other, so that there is a way back."""
+    for _ in range(2):
+        plain_version(client, "champion")
+    assert aliases_of(client) == {"champion": "2", "previous": "1"}
+
+
+def test_a_lock_that_cannot_be_given_back_does_not_cost_the_champion(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    two_champions(store)
+
+    def fail(self: MlflowClient, name: str) -> None:
+        raise MlflowException("503 for the lock")
+
+    monkeypatch.setattr(MlflowClient, "delete_registered_model", fail)
+    made = register_model(finished_run(store), "moles", tiny_model(), tiny_spec())
+    assert made.version == "3"
+    assert aliases_of(store) == {"champion": "3", "previous": "2"}
+    assert "503 for the lock" in caplog.text
+
+
+@pytest.mark.parametrize("alias", ["previous", "champion"])
+@pytest.mark.parametrize("done", [False, True], ids=["refused", "answer lost"])
+@pytest.mark.parametrize("error", [MlflowException("503"), KeyboardInterrupt()], ids=type)
+def test_a_champion_is_replaced_wholly_or_not_at_all(
+    store: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    alias: str,
+    done: bool,
+    error: BaseException,
+) -> None:
+    two_champions(store)
+    third = plain_version(store)
+    original, failed = MlflowClient.set_registered_model_alias, []
+
+    def fail(self: MlflowClient, name: str, which: str, version: str) -> None:
+        if which != alias or failed:
+            return original(self, name, which, version)
+        failed.append(version)
+        if done:
+            original(self, name, which, version)
+        raise error
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", fail)
+    with pytest.raises(type(error)):
+        move_alias(store, "moles", "champion", third.version)
+    assert aliases_of(store) == {"champion": "2", "previous": "1"}
+
+
+def test_a_version_that_has_its_alias_stands_whatever_fails_then(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_champions(store)
+    run_id = finished_run(store)
+
+    def fail(*arguments: Any) -> None:
+        move_alias(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry, "move_alias", fail)
+    with pytest.raises(KeyboardInterrupt):
+        register_model(run_id, "moles", tiny_model(), tiny_spec())
+    assert aliases_of(store) == {"champion": "3", "previous": "2"}
+    assert store.get_model_version("moles", "3").run_id == run_id
+
+
+def test_only_the_first_version_is_taken_as_champion(store: MlflowClient) -> None:
+    first, second = plain_version(store), plain_version(store)
+    assert take_alias(first, "champion")
+    assert not take_alias(second, "champion")
+    assert take_alias(first, "champion")  # a resumed search asks again
+    assert aliases_of(store) == {"champion": "1"}
+    assert take_alias(first, "staging")
+    assert take_alias(second, "staging")
+    assert aliases_of(store) == {"champion": "1", "staging": "2"}
 
 
 def nothing_registered(client: MlflowClient, run_id: str) -> bool:
