@@ -98,7 +98,11 @@ class RegisterConfig(_Section):
     name: str | None = Field(
         None, description="Name of the registered model; null = do not register."
     )
-    alias: str = Field("champion", description="Alias that the new version takes.")
+    alias: str = Field(
+        "champion",
+        description="Alias that the new version takes; `champion` only as the first version of its "
+        "name, as later ones pass the gate of `fairtune promote`.",
+    )
     card: CardConfig = Field(CardConfig(), description="Texts of the model card.")
 
     @model_validator(mode="after")

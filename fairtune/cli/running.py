@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import shlex
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +16,9 @@ from fairtune.cli._common import (
     read_config,
 )
 from fairtune.cli.comparing import cross_test, with_folds
+
+if TYPE_CHECKING:
+    from fairtune.search.search import SearchOutcome
 
 DRY_RUN = option(
     "--dry-run",
@@ -67,7 +71,7 @@ def search(
 
     with handle_signals() as stop:
         outcome = run_search(config, source or None, stop, resume=resume or None)
-    mask, version = outcome.mask, outcome.version
+    mask = outcome.mask
     click.echo()
     click.echo(f"mask           {_bits(mask)}, learning rate {outcome.learning_rate:g}")
     click.echo(f"trains         {mask.trained:,} of {mask.total:,} parameters ({mask.share:.1%})")
@@ -75,13 +79,26 @@ def search(
     click.echo(comparison_table(outcome.comparison))
     click.echo("Mean ± standard error over seeds; the test split was read once.")
     click.echo()
-    if version is not None:
-        click.echo(f"registered     {version.name} version {version.version}")
-        uri = f"models:/{version.name}@{config.register_as.alias}"
-        click.echo(f"serve it       mlflow models serve -m {uri} --env-manager local -p 5001")
+    for line in registered(outcome):
+        click.echo(line)
     leave_report(outcome.run_id)
     click.echo("see the runs   mlflow ui")
     print_result(outcome.summary())
+
+
+def registered(outcome: SearchOutcome) -> list[str]:
+    """Say where the winner is registered, and what to do with it next."""
+    version, alias = outcome.version, outcome.alias
+    if version is None:
+        return []
+    uri = f"models:/{version.name}@{alias}" if alias else version.uri
+    serve = ["mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "-p", "5001"]
+    promote = ["fairtune", "promote", version.name, "--version", version.version]
+    return [
+        f"registered     {version.name} version {version.version}, {alias or 'not the champion'}",
+        *([] if alias else [f"promote it     {shlex.join(promote)}"]),
+        f"serve it       {shlex.join(serve)}",
+    ]
 
 
 @command

@@ -44,7 +44,13 @@ from fairtune.search.winner import (
 )
 from fairtune.serving.spec import ServingSpec
 from fairtune.tracking.model_card import write_model_card
-from fairtune.tracking.registry import RegisteredVersion, register_model
+from fairtune.tracking.registry import (
+    RegisteredVersion,
+    find_version,
+    has_card,
+    register_model,
+    take_alias,
+)
 from fairtune.tracking.runs import KIND, RunLog, existing_run, log_dataset, open_run, split_metrics
 from fairtune.workspace import Workspace, open_workspace
 
@@ -78,6 +84,8 @@ class SearchOutcome:
     metrics: dict[str, float]
     """The winner's headline figures on validation and test."""
     version: RegisteredVersion | None
+    alias: str | None = None
+    """The alias of the version; None where another is the champion, whom it has to beat at the gate."""
 
     def summary(self) -> dict[str, Any]:
         """Return what a script needs next."""
@@ -90,6 +98,7 @@ class SearchOutcome:
             "learning_rate": self.learning_rate,
             "model_name": self.version.name if self.version else None,
             "model_version": self.version.version if self.version else None,
+            "model_alias": self.alias,
             "metrics": self.metrics,
         }
 
@@ -306,23 +315,24 @@ def conclude(
             log.client.log_artifacts(log.run_id, str(path), name) if path.is_dir() else log.file(
                 path
             )
-    version = None
-    if workspace.config.register_as.name is not None:
-        version = register_version(
-            log,
-            workspace,
-            model,
-            mask,
-            metrics,
-            name=workspace.config.register_as.name,
-            alias=workspace.config.register_as.alias,
-        )
+    version = alias = None
+    register_as = workspace.config.register_as
+    if register_as.name is not None:
+        version = register_version(log, workspace, model, mask, metrics, name=register_as.name)
+        if take_alias(version, register_as.alias):
+            alias = register_as.alias
+        else:
+            logger.info(
+                "%s has a champion: version %s goes past the gate with fairtune promote",
+                version.name,
+                version.version,
+            )
     headline = {
         f"{split}/{name}": metrics[f"{split}/{name}"]
         for split in ("val", "test")
         for name in COMPARED
     }
-    return SearchOutcome(log.run_id, best.run_id, mask, rate, table, headline, version)
+    return SearchOutcome(log.run_id, best.run_id, mask, rate, table, headline, version, alias)
 
 
 def register_version(
@@ -333,9 +343,12 @@ def register_version(
     metrics: dict[str, float],
     *,
     name: str,
-    alias: str | None,
+    alias: str | None = None,
 ) -> RegisteredVersion:
-    """Register an evaluated model with its figures."""
+    """Register an evaluated model with its figures and its card; what is there already is completed.
+
+    With `alias` a new version takes it, whoever has it.
+    """
     config = workspace.config
     spec = ServingSpec(
         architecture=config.model.architecture,
@@ -354,9 +367,12 @@ def register_version(
         f"{metrics['test/auroc']:.3f}, worst group {metrics['test/worst_group_auroc']:.3f}."
     )
     tags = {key: str(value) for key, value in mask_tags(mask, workspace).items()}
-    merge_adapters(model)
-    version = register_model(
-        log.run_id, name, model.cpu(), spec, tags=tags, description=description, alias=alias
-    )
-    write_model_card(name, version.version)
+    version = find_version(log.run_id, name)
+    if version is None:
+        merge_adapters(model)
+        version = register_model(
+            log.run_id, name, model.cpu(), spec, tags=tags, description=description, alias=alias
+        )
+    if not has_card(version):
+        write_model_card(name, version.version)
     return version

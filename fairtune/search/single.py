@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import yaml
+from mlflow import MlflowClient
 
 from fairtune.config import Config, parse_config
 from fairtune.errors import InputError
@@ -13,7 +14,14 @@ from fairtune.search.search import EXPERIMENT, check_same_data, describe, regist
 from fairtune.search.trial import check_validation, mask_params, mask_tags, run_trial
 from fairtune.search.winner import SPLITS, evaluate_run, load_model
 from fairtune.seeding import seed as named_seed
-from fairtune.tracking.registry import RegisteredVersion
+from fairtune.tracking.aliases import move_alias
+from fairtune.tracking.model_card import write_model_card
+from fairtune.tracking.registry import (
+    RegisteredVersion,
+    already_registered,
+    find_version,
+    has_card,
+)
 from fairtune.tracking.runs import PARENT, RunLog, existing_run, open_run
 from fairtune.workspace import Workspace, open_workspace
 
@@ -103,9 +111,30 @@ def evaluate_once(run_id: str, source: str | None) -> dict[str, float]:
 def register_run(
     run_id: str, name: str, source: str | None, *, alias: str | None
 ) -> RegisteredVersion:
-    """Register the model of any finished run; it is evaluated first if it has not been."""
+    """Register the model of any finished run; it is evaluated first if it has not been.
+
+    A version that was cut off before it had its model card gets it now.
+
+    Raises
+    ------
+    InputError
+        The run is a version of this name already; other data or base weights than its own.
+    """
     log = existing_run(run_id)
+    found = find_version(run_id, name)
+    if found is not None:
+        return _complete(found, alias)
     metrics = evaluate_once(run_id, source)
     workspace = workspace_of(log, source)
+    check_same_data(log.data(), workspace)
     model, mask = load_model(workspace, log)
     return register_version(log, workspace, model, mask, metrics, name=name, alias=alias)
+
+
+def _complete(version: RegisteredVersion, alias: str | None) -> RegisteredVersion:
+    if has_card(version):
+        raise already_registered(version)
+    write_model_card(version.name, version.version)
+    if alias:
+        move_alias(MlflowClient(), version.name, alias, version.version)
+    return version
