@@ -15,7 +15,7 @@ from fairtune.cli import main
 from fairtune.config import load_config
 from fairtune.data import load_dataset
 from fairtune.fairness import check_groups, get_objective
-from fairtune.starting.look import likely_positive, look
+from fairtune.starting.look import edges_of, likely_positive, look
 from fairtune.starting.settle import image_size
 
 N = 160
@@ -141,6 +141,31 @@ def test_a_split_column_and_empty_cells_are_kept_in_mind(tmp_path: Path) -> None
     assert options["missing"] == "drop"
     assert "ratios" not in options
     assert json.loads(result.stdout.splitlines()[-1])["images"] == N - 1
+
+
+def test_a_column_of_long_texts_is_no_image(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "own", a_note=["long " * 80] * N)
+    assert look(folder).image == "file"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "edge"),
+    [
+        (np.arange(N) + 20, 100),  # the median, 99.5, as people would say it
+        (np.arange(N) / (N - 1), 0.5),
+        (np.linspace(0.6, 0.9, N), 0.75),
+        (np.linspace(0.12341, 0.12349, N), 0.12345),  # the same to three digits
+        ([*range(N - 20), *[float("inf")] * 20], 70),
+        ([1.0] * (N - 10) + [k / 10 for k in range(10)], 0.9),  # most of all are the highest
+    ],
+)
+def test_numbers_are_cut_so_that_there_are_two_groups(
+    tmp_path: Path, numbers: list[float], edge: float
+) -> None:
+    sight = look(write_images(tmp_path / "own", weight=numbers))
+    name, edges = edges_of(sight, "weight")
+    assert (name, edges) == ("weight", (pytest.approx(edge),))
+    assert 0 < (np.asarray(numbers) <= edges[0]).sum() < N
 
 
 def test_small_decisions() -> None:

@@ -6,6 +6,7 @@ sensitive attributes is never guessed: the person who asks must say it.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from fairtune.errors import InputError
 
 TABLES = (".csv", ".tsv", ".xlsx", ".parquet")
 LOOKED_AT = 20
+EVEN_ENOUGH = 0.8
+"""Share of the most even cut's smaller half that a rounder cut must keep."""
 LABEL = re.compile(r"(^|_)(label|target|class|diagnosis|dx|outcome|y)($|_)", re.I)
 PATIENT = re.compile(r"(patient|subject|person|participant|case|lesion)", re.I)
 POSITIVE = ("1", "yes", "true", "positive", "malignant", "abnormal", "disease", "ill")
@@ -39,7 +42,8 @@ class Column:
     n_empty: int
     numeric: bool
     example: str
-    median: float
+    edge: float
+    """Of numbers: what cuts them in two halves, near their median; NaN of others."""
 
     def __str__(self) -> str:
         kind = "numbers" if self.numeric and self.n_values > MOST_GROUPS else "values"
@@ -149,7 +153,7 @@ def edges_of(sight: Sight, text: str) -> tuple[str, tuple[float, ...]]:
                 f"--attribute {text!r}: edges are numbers, as in {name}:40,60"
             ) from None
     column = sight.columns[name]
-    return name, ((round(column.median),) if column.numeric and column.n_values > 6 else ())
+    return name, ((column.edge,) if column.numeric and column.n_values > 6 else ())
 
 
 def _table(source: Path, name: str) -> Path:
@@ -177,7 +181,21 @@ def _column(read: Table, name: str) -> Column:
         n_empty=int(text.isna().sum()),
         numeric=numeric,
         example=str(known.iloc[0]) if len(known) else "",
-        median=float(numbers.median()) if numeric else float("nan"),
+        edge=_edge(numbers) if numeric else float("nan"),
+    )
+
+
+def _edge(numbers: pd.Series) -> float:
+    """Return the roundest number near the median that cuts about as evenly as can be."""
+    numbers = numbers[np.isfinite(numbers)]
+    if numbers.empty:
+        return float("nan")
+    median = float(numbers.median())
+    below_highest = float(numbers[numbers < numbers.max()].max())
+    edges = (round(median), float(f"{median:.3g}"), median, below_highest)
+    smaller = [min((numbers <= edge).sum(), (numbers > edge).sum()) for edge in edges]
+    return next(
+        edge for edge, n in zip(edges, smaller, strict=True) if n >= EVEN_ENOUGH * max(smaller)
     )
 
 
@@ -189,7 +207,8 @@ def _images(source: Path, read: Table) -> tuple[str | None, Path, str]:
         values = read.text(name, required=False).dropna().head(LOOKED_AT).tolist()
         for root in roots:
             for suffix in ("", *IMAGE_SUFFIXES):
-                there = sum((root / f"{v}{suffix}".split(MEMBER)[0]).is_file() for v in values)
+                # Not Path.is_file: it raises where a text is longer than a file name can be.
+                there = sum(os.path.isfile(root / f"{v}{suffix}".split(MEMBER)[0]) for v in values)
                 if there > best[0]:
                     best = (there, name, root, suffix)
     return best[1:]
