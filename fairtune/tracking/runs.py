@@ -110,10 +110,6 @@ class RunLog:
             while writes:
                 writes.popleft().result()
 
-    def log_report(self, split: str, report: FairnessReport, step: int = 0) -> None:
-        """Write a report's figures as ``<split>/<metric>``."""
-        self.log(metrics=split_metrics(split, report), step=step)
-
     def text(self, name: str, text: str) -> None:
         """Write a text artifact."""
         self.client.log_text(self.run_id, text, name)

@@ -27,6 +27,7 @@ from fairtune.tracking.runs import (
     existing_run,
     log_dataset,
     open_run,
+    split_metrics,
 )
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")
@@ -168,7 +169,7 @@ def test_reports_and_artifacts_come_back(tmp_path: Path) -> None:
         pd.DataFrame({"g": list("aabb")}),
     )
     with open_run("search", "s", experiment="e") as log:
-        log.log_report("val", report, step=3)
+        log.log(metrics=split_metrics("val", report), step=3)
         log.json("reports.json", {"a": 1})
         log_dataset(log, pd.DataFrame({"x": [1]}), name="d", digest="f" * 64, context="training")
     run = log.data()
