@@ -25,7 +25,7 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Which images, and which sensitive attributes."""
 
-    name: str = Field(description="A data set that `fairtune prepare --help` lists.")
+    name: str = Field(description="Name of a data set; `folder` is your own images.")
     options: dict[str, Any] = Field({}, description="The data set's own options.")
     attributes: tuple[str, ...] = Field(
         min_length=1,
@@ -38,7 +38,7 @@ class DataConfig(_Section):
         description="Side of the stored images; larger than `image_size` keeps detail for crops.",
     )
     on_bad_image: Literal["fail", "skip"] = Field(
-        "fail", description="What an unreadable image does."
+        "fail", description="What an unreadable image does: stop, or be left out."
     )
     example_images: int = Field(
         0,

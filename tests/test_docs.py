@@ -9,6 +9,7 @@ commands, options, entry points and make targets that it names must exist.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import itertools
 import json
 import re
@@ -205,3 +206,15 @@ def test_the_errors_of_the_faq_are_what_the_package_says() -> None:
     for message in messages:
         for part in filter(None, (part.strip() for part in message.split("..."))):
             assert any(part in constant for constant in said), f"nothing says {part!r}"
+
+
+def test_the_pages_that_the_code_holds_are_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    for name, page in reference.PAGES.items():
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert text == page(), f"docs/{name}: run python docs/reference.py"
+        assert "|  |\n" not in text, f"docs/{name}: a key without a meaning"

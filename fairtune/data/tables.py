@@ -15,9 +15,9 @@ from fairtune.errors import InputError
 
 _DELIMITERS = ",;\t|"
 _SNIFFED = 1 << 16
-EMPTY = ("", "nan", "n/a", "#n/a", "<na>")
+EMPTY = ("", "nan", "na", "n/a", "#n/a", "<na>", "null")
 """Texts of an empty cell, ignoring case: nothing, and what programs write for it. All else is a value."""
-NO_VALUE = (*EMPTY, "na", "none", "null")
+NO_VALUE = (*EMPTY, "none")
 """The same for numbers, which none of them is, and for tables whose owners write so."""
 
 

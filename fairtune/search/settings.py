@@ -47,8 +47,8 @@ class LearningRateRange(_Section):
 class ExtraRange(_Section):
     """A further number that a search draws, uniformly or log-uniformly."""
 
-    low: float
-    high: float
+    low: float = Field(description="Smallest value.")
+    high: float = Field(description="Largest value.")
     log: bool = Field(False, description="Draw log-uniformly, as for values over magnitudes.")
 
     @model_validator(mode="after")
@@ -74,7 +74,7 @@ class ExtraRange(_Section):
 class ExtraChoice(_Section):
     """A further setting that a search draws from a list."""
 
-    choices: tuple[float | str, ...] = Field(min_length=2)
+    choices: tuple[float | str, ...] = Field(min_length=2, description="Two values or more.")
 
     @property
     def ends(self) -> tuple[float | str, ...]:

@@ -3,9 +3,9 @@
 Outcomes come late. How often each group is called positive needs none, and is taken from all rows;
 everything else from the rows that have one. A limit counts as broken when the kinder bound of a
 figure, not the figure alone, lies beyond it: a small month must not raise an alarm by chance. The
-bound is that of the basic bootstrap (Davison and Hinkley, "Bootstrap Methods and their Application",
-1997, section 5.2), which takes back what the percentiles of a smallest or largest of few noisy groups
-overstate. What cannot be judged is listed so.
+bound is the kinder one of the interval's end and that of the basic bootstrap (Davison and Hinkley,
+"Bootstrap Methods and their Application", 1997, section 5.2), which takes back what the percentiles of
+a smallest or largest of few noisy groups overstate. What cannot be judged is listed so.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ WITHOUT_OUTCOMES = (
     "demographic_parity_ratio",
 )
 """What can be measured before any outcome is known."""
+ANSWERED = ("threshold", "model_version", "error")
+"""Columns of the server's answers that say nothing about a person."""
 KEPT, BROKEN, UNJUDGED = "kept", "broken", "not judged"
 HIGHER_IS_BETTER = {
     "auroc": True,
@@ -173,9 +175,13 @@ def _read(path: Path) -> pd.DataFrame:
         raise InputError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
     for column in (f"{PROBABILITY}0", f"{PROBABILITY}1"):
         if column not in table.columns:
-            raise InputError(f"{path}: no column {column!r} (predictions have one for each class)")
+            raise InputError(
+                f"{path}: no column {column!r}; predictions have one for each class, by number (of a "
+                "server's answers rename probability_<class>, and let label be the true class)"
+            )
     if table.empty:
         raise InputError(f"{path} has no rows")
+    table = table.drop(columns=[name for name in ANSWERED if name in table.columns])
     for column in [name for name in table.columns if str(name).startswith(PROBABILITY)]:
         table[column] = _numbers(table[column], path, "a probability")
     label = table["label"] if "label" in table.columns else pd.Series(np.nan, table.index)
@@ -256,7 +262,7 @@ def _watch(
     found = measured.spread.get(metric)
     low, high = (found.low, found.high) if found else (math.nan, math.nan)
     now = measured.figures.get(metric, math.nan)
-    bound = 2 * now - (low if higher else high)
+    bound = max(2 * now - low, high) if higher else min(2 * now - high, low)
     if math.isnan(bound) or math.isnan(limit):
         state = UNJUDGED
     else:

@@ -53,7 +53,8 @@ def test_the_same_data_break_no_limit(
     tmp_path: Path,
     ending: str,
 ) -> None:
-    report = monitor(saved(predictions(GOOD), tmp_path, ending), NAME, experiment="e")
+    table = predictions(GOOD).assign(threshold=0.5, model_version="moles/1")  # as a server says
+    report = monitor(saved(table, tmp_path, ending), NAME, experiment="e")
     assert report.version == champion
     assert report.broken == []
     assert all(watch.now == pytest.approx(watch.registered, abs=1e-4) for watch in report.watches)
@@ -61,6 +62,7 @@ def test_the_same_data_break_no_limit(
     assert run.info.status == "FINISHED"
     assert run.data.metrics["monitor/worst_group_auroc"] == pytest.approx(report.watches[1].now)
     assert run.data.tags["fairtune.model"] == f"{NAME}/{champion}"
+    assert not [name for name in run.data.metrics if "threshold." in name or "model_ver" in name]
 
 
 def test_a_group_that_got_worse_breaks_a_limit(

@@ -71,9 +71,12 @@ def folder(
         The folder that image references are relative to.
     table
         The table, relative to `source` or absolute.
-    image_column, label_column, patient_column, split_column
-        Names of columns. Without one of patients each image is taken for a patient of its own.
-        Without one of splits the images are split by `ratios` (train, val, test) and `seed`.
+    image_column, label_column
+        Names of columns.
+    patient_column
+        Without it each image is taken for a patient of its own.
+    split_column
+        Without it the images are split by `ratios` and `seed`.
     attributes
         Columns; or attribute names, each with its column or with `column`, `bins`, `names`,
         `values`.
@@ -81,6 +84,10 @@ def folder(
         The label value or values of the positive class; all others are the negative one.
     classes
         The label values in the order of their numbers; others are refused.
+    ratios
+        Shares of train, val and test, where no column says which.
+    seed
+        Of that split.
     image_suffix
         What to append to the image column, such as ".jpg".
     missing

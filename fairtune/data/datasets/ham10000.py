@@ -14,7 +14,8 @@ Sensitive attributes
     `age_group` (<=60, >60), `age_band` (five of twenty years), `sex`, `localization`. Images
     without an age or with an unknown sex are left out.
 Split rule
-    80/10/10 by lesion, MEDFAIR's draw with seeds 0 and 0.
+    80/10/10 by lesion, MEDFAIR's draw with seeds 0 and 0. No patients are named: two lesions of one
+    person may stand in two splits, and what is "by patient" elsewhere is by lesion here.
 Counts
     10,015 images of 7,470 lesions; 9,948 kept, 1,438 malignant; 7,967 / 969 / 1,012.
 Licence
