@@ -117,7 +117,8 @@ def _hypotheses(claims: pd.DataFrame) -> pd.DataFrame:
         return "" if math.isnan(value) else format(value, form)
 
     def interval(row: pd.Series, prefix: str) -> str:
-        return f"{row[f'{prefix}low']:+.3f} to {row[f'{prefix}high']:+.3f}"
+        low, high = (figure(row[f"{prefix}{end}"], "+.3f") for end in ("low", "high"))
+        return f"{low} to {high}" if low and high else ""
 
     return pd.DataFrame(
         [
@@ -126,7 +127,7 @@ def _hypotheses(claims: pd.DataFrame) -> pd.DataFrame:
                 "figure": words(str(row["metric"])),
                 "difference of": row["method"],
                 "against": row["reference"],
-                "mean": f"{row['mean']:+.3f}",
+                "mean": figure(row["mean"], "+.3f"),
                 "n": row["n"],
                 "95% over seeds": interval(row, ""),
                 "95% over patients": interval(row, "patient_"),

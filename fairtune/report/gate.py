@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fairtune.report.sections import number
 from fairtune.report.story import Story
+from fairtune.tracking.gate import ROLLED_BACK
 
 
 @dataclass(frozen=True)
@@ -26,18 +29,9 @@ def decision_tables(story: Story) -> list[DecisionTable]:
 
     tables = _watched(story)
     for one in story.decisions:
-        against = f"version {one['champion']}" if one["champion"] else "absolute limits"
-        note = f" {one['note']}." if one["note"] else ""
         tables.append(
             DecisionTable(
-                f"{one['time']}: {one['name']} version {one['version']} was "
-                f"{str(one['outcome']).replace('_', ' ')}, compared with {against}"
-                + (
-                    f" on {one['n']:,} images of {one['n_patients']:,} patients."
-                    if one["n"]
-                    else "."
-                )
-                + note,
+                _sentence(one),
                 [
                     (
                         str(check["rule"]).replace("_", " "),
@@ -52,6 +46,18 @@ def decision_tables(story: Story) -> list[DecisionTable]:
             )
         )
     return tables
+
+
+def _sentence(one: Mapping[str, Any]) -> str:
+    """Say what was decided about which version, and against what."""
+    head = f"{one['time']}: {one['name']} version {one['version']}"
+    champion = f"version {one['champion']}" if one["champion"] else ""
+    note = f" {one['note']}." if one["note"] else ""
+    if one["outcome"] == ROLLED_BACK:
+        return f"{head} is the champion again{f', was {champion}' if champion else ''}.{note}"
+    n = f" on {one['n']:,} images of {one['n_patients']:,} patients" if one["n"] else ""
+    outcome = str(one["outcome"]).replace("_", " ")
+    return f"{head} was {outcome}, compared with {champion or 'absolute limits'}{n}.{note}"
 
 
 def _watched(story: Story) -> list[DecisionTable]:

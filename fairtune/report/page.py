@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fairtune.errors import InputError
 from fairtune.progress import progress_bar
 from fairtune.report import sections
 from fairtune.report.answer import SPLIT_WORDS, answer
@@ -51,7 +52,7 @@ def write_report(run_id: str, folder: str | Path | None = None, *, n_resamples: 
     Raises
     ------
     InputError
-        No such run, a run of another kind, or one that has no result yet.
+        No such run, a run of another kind, one that has no result yet, or a folder that cannot be made.
     """
     log = existing_run(run_id)
     if log.data().data.tags.get(KIND) == COMPARISON:
@@ -59,7 +60,7 @@ def write_report(run_id: str, folder: str | Path | None = None, *, n_resamples: 
     story = read_story(run_id, n_resamples=n_resamples)
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(folder) if folder is not None else Path(scratch)
-        (target / FIGURES).mkdir(parents=True, exist_ok=True)
+        _make(target / FIGURES)
         drawings = draw(story)
         pictures = [p for drawing in drawings.values() for p in save(drawing, target / FIGURES)]
         (target / FILE).write_text(render(story, drawings), encoding="utf-8")
@@ -76,13 +77,21 @@ def write_report(run_id: str, folder: str | Path | None = None, *, n_resamples: 
 def _write_comparison(log: RunLog, folder: str | Path | None) -> Path:
     """Write the page of a comparison; its figures lie in the run already."""
     text = comparison_page(log)
+    if folder is not None:
+        _make(Path(folder))
     log.text(FILE, text)
     if folder is None:
         return Path(log.client.download_artifacts(log.run_id, FILE))
     path = Path(folder) / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None
 
 
 def draw(story: Story) -> dict[str, Drawing]:
@@ -126,6 +135,7 @@ def render(story: Story, drawings: dict[str, Drawing]) -> str:
             undefined=sections.undefined(story),
             excluded=list(sections.excluded(story)),
             command=sections.command(story),
+            not_in_command=sections.not_in_command(story),
             origins=sections.origins(story),
             versions=versions,
             own_versions=own_versions,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -250,7 +251,7 @@ def parallel(trials: Trials, objective: Objective) -> Drawing:
                 fontsize=9,
                 color=INK,
             )
-    axes.set_xticks(places, [name.replace(" ", "\n") for name in frame.columns], fontsize=9)
+    axes.set_xticks(places, [_tick(name) for name in frame.columns], fontsize=9)
     axes.set(ylim=(-0.12, 1.12), xlim=(-0.5, len(places) - 0.5))
     axes.set_yticks([])
     axes.grid(visible=False)
@@ -273,7 +274,7 @@ def _axes_of(trials: Trials, objective: Objective) -> pd.DataFrame:
     on = bits_on(trials.bits[trials.judged])
     if on.shape[1] > MANY_AXES:  # a space with a bit per tensor
         on = pd.DataFrame({"bits on": on.sum(axis=1)})
-    frame = on.rename(columns=lambda name: short(name, 12)).assign(
+    frame = on.assign(
         **{
             "log10 learning rate": np.log10(table["learning_rate"]),
             "trained share": table["share"],
@@ -284,6 +285,11 @@ def _axes_of(trials: Trials, objective: Objective) -> pd.DataFrame:
     if objective.name not in ("auroc", "worst_group_auroc"):
         frame[_words(objective.name)] = table["value"]
     return frame.dropna(axis=1)
+
+
+def _tick(name: str) -> str:
+    """Break a name into short lines, at spaces and after dots."""
+    return "\n".join(short(part, 12) for part in re.split(r" |(?<=\.)(?=.)", name))
 
 
 def _span(column: pd.Series) -> tuple[float, float]:

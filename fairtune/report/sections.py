@@ -39,6 +39,8 @@ LIBRARIES = (
     "matplotlib",
 )
 DASH = "not defined"
+STRATEGY_OPTION, DROP_PATH = "strategy.", "drop_path"
+"""What a search calls the options of `train.strategy`, and what no key of `train` stands for."""
 
 
 @dataclass(frozen=True)
@@ -279,10 +281,32 @@ def command(story: Story) -> str:
         params = story.run.data.params
         words += ["-o", f"search.space={story.picture.space}"]
         words += ["-o", f"train.learning_rate={params.get('learning_rate', '')}"]
+        for name, value in _searched(story).items():
+            if name != DROP_PATH:
+                key = name.replace(STRATEGY_OPTION, "strategy_options.", 1)
+                words += ["-o", f"train.{key}={value}"]
         words += ["--bits", story.picture.bits] if story.picture.bits else []
     if story.kind == CROSSTEST and "fairtune.bits" in tags:
         words += ["--bits", tags["fairtune.bits"]]
     return shlex.join(words + (["--source", source] if source else []))
+
+
+def not_in_command(story: Story) -> str:
+    """Say which searched value a fine-tune of its own cannot be given; nothing where there is none."""
+    rate = float(_searched(story).get(DROP_PATH, 0.0))
+    if story.kind == "search" or not rate:
+        return ""
+    return (
+        f"The run also had a rate of stochastic depth ({DROP_PATH}) of {rate:g}, which only a search can "
+        "set: the command trains without it."
+    )
+
+
+def _searched(story: Story) -> dict[str, str]:
+    """Return what a run drew beside mask and learning rate, by its name in `search.extra`."""
+    params = story.run.data.params
+    extra = (story.config.get("search") or {}).get("extra") or {}
+    return {name: params[name] for name in extra if name in params}
 
 
 def origins(story: Story) -> dict[str, str]:

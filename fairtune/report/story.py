@@ -304,10 +304,16 @@ def _folds(log: RunLog) -> tuple[Run, ...]:
 
 
 def _by_candidate(finals: list[Run]) -> dict[str, list[Run]]:
-    found: dict[str, list[Run]] = {}
+    """Group final runs by candidate, one for each seed: the last that ended, as in the search.
+
+    A search that was cut off has others: some that were cut off, and some that failed and were repeated.
+    """
+    found: dict[str, dict[str, Run]] = {}
     for run in finals:
-        found.setdefault(run.data.tags.get(CANDIDATE, run.info.run_name), []).append(run)
-    return found
+        if run.info.status == "FINISHED" or "fairtune.error" in run.data.tags:
+            seeds = found.setdefault(run.data.tags.get(CANDIDATE, run.info.run_name), {})
+            seeds[run.data.params.get("seed_index", run.info.run_id)] = run
+    return {name: list(seeds.values()) for name, seeds in found.items()}
 
 
 def _examples(log: RunLog) -> tuple[Example, ...]:

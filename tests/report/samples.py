@@ -262,11 +262,17 @@ def make_finetune(
     *,
     kind: str = "finetune",
     empty: str | None = None,
+    drawn: Mapping[str, object] | None = None,
 ) -> str:
-    """Log one fine-tune that was judged on validation alone; no row is of the group `empty`."""
+    """Log one fine-tune that was judged on validation alone; no row is of the group `empty`.
+
+    What was `drawn` beside mask and learning rate is searched by the configuration.
+    """
     with open_run("finetune", "finetune made up", experiment="fairtune") as log:
-        log.log(tags={KIND: kind}, params={"learning_rate": 0.001, "mask": "101000"})
-        log.text("config.yaml", config(groups))
+        params = {"learning_rate": 0.001, "mask": "101000", **(drawn or {})}
+        log.log(tags={KIND: kind}, params=params)
+        extra = {name: {"choices": [value, value]} for name, value in (drawn or {}).items()}
+        log.text("config.yaml", config(groups, extra=extra))
         table = predictions("val", groups)
         if empty is not None:
             table = table[(table[list(groups)] != empty).all(axis=1)].reset_index(drop=True)

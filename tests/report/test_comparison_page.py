@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from mlflow import MlflowClient
 from PIL import Image
 from report.pages import Page
 
+from fairtune.errors import InputError
 from fairtune.report import write_report
 from fairtune.tracking.runs import open_run
 
@@ -78,6 +80,19 @@ def test_a_comparison_has_a_page(mlflow_store: str, tmp_path: Path) -> None:
     assert str(image["src"]).startswith("data:image/png;base64,")
     files = {file.path for file in MlflowClient().list_artifacts(log.run_id)}
     assert "report.html" in files
+
+
+def test_an_interval_that_is_not_defined_is_left_empty(mlflow_store: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    alone = CLAIM | dict.fromkeys(("low", "high", "p", "hedges_g"), float("nan")) | {"n": 1}
+    with open_run("compare", "compare mine", experiment="fairtune") as log:
+        log.text("table.csv", ROWS.to_csv(index=False))
+        log.text("claim.csv", pd.DataFrame([alone]).to_csv(index=False))
+    page = Page(write_report(log.run_id).read_text(encoding="utf-8"))
+    assert "nan" not in page.text
+    assert "+0.030 1 -0.020 to +0.080" in page.text
+    with pytest.raises(InputError, match="cannot make the folder .*file: File exists"):
+        write_report(log.run_id, tmp_path / "file")
 
 
 def test_without_a_claim_the_tables_stand(mlflow_store: str, tmp_path: Path) -> None:

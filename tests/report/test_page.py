@@ -17,6 +17,8 @@ from report.samples import make_finetune, make_search
 
 from fairtune.errors import InputError
 from fairtune.report import describe_run, write_report
+from fairtune.report.sections import excluded
+from fairtune.report.story import read_story
 from fairtune.search.examples import log_examples
 from fairtune.tracking.gate import Check, Decision
 from fairtune.tracking.runs import existing_run, open_run
@@ -178,6 +180,45 @@ def test_one_fine_tune_is_judged_on_validation(
     assert "--bits 101000" in page.text
 
 
+def test_what_a_trial_drew_is_part_of_its_command(mlflow_store: str, tmp_path: Path) -> None:
+    drawn = {"weight_decay": 0.12, "strategy.step_size": 0.05, "drop_path": 0.2}
+    run_id = make_finetune(tmp_path, GROUPS, kind="trial", drawn=drawn)
+    _, page = page_of(write_report(run_id, tmp_path / "out", n_resamples=FEW))
+    for given in ("-o train.weight_decay=0.12 ", "-o train.strategy_options.step_size=0.05 "):
+        assert given in page.text
+    assert "(drop_path) of 0.2" in page.text
+    run_id = make_finetune(tmp_path, GROUPS, kind="trial", drawn={"drop_path": 0.0})
+    _, page = page_of(write_report(run_id, tmp_path / "out", n_resamples=FEW))
+    assert "drop_path" not in page.text.split("config.yaml")[1].split("What the figures")[0]
+
+
+def test_runs_that_a_search_repeated_are_not_counted(mlflow_store: str, tmp_path: Path) -> None:
+    run_id, client = make_search(tmp_path, GROUPS), MlflowClient()
+    before = read_story(run_id).finals
+    experiment = client.get_run(run_id).info.experiment_id
+    about = {"mlflow.parentRunId": run_id, "fairtune.kind": "final"}
+    for started, status in ((1, "FAILED"), (None, "KILLED")):
+        tags = {**about, "fairtune.candidate": "linear probe"}
+        tags |= {"fairtune.error": "bad luck"} if status == "FAILED" else {}
+        run = client.create_run(experiment, started, tags)
+        client.log_param(run.info.run_id, "seed_index", 0)
+        client.log_metric(run.info.run_id, "val/auroc", 0.0)
+        client.set_terminated(run.info.run_id, status)
+    story = read_story(run_id)
+    assert {name: len(runs) for name, runs in story.finals.items()} == dict.fromkeys(before, 2)
+    assert {r.info.status for runs in story.finals.values() for r in runs} == {"FINISHED"}
+    assert not any("linear probe is no candidate" in line for line in excluded(story))
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(mlflow_store: str, tmp_path: Path) -> None:
+    run_id = make_finetune(tmp_path, GROUPS)
+    (tmp_path / "file").write_text("mine")
+    for output in (tmp_path / "file", tmp_path / "file" / "within"):
+        with pytest.raises(InputError, match="cannot make the folder .*file.*: Not a directory"):
+            write_report(run_id, output, n_resamples=FEW)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_search_that_was_cut_off_shows_its_trials(mlflow_store: str, tmp_path: Path) -> None:
     run_id = make_search(tmp_path, GROUPS, finish=False)
     _, page = page_of(write_report(run_id, tmp_path / "out", n_resamples=FEW))
@@ -252,6 +293,9 @@ def test_example_images_and_decisions_of_the_gate_are_shown(
     )
     document = {"time": "2026-01-02T03:04:05Z", **asdict(decision)}
     existing_run(run_id).json("gate/tiny-v2-1.json", document)
+    back = Decision(name="tiny", version="1", champion="2", outcome="rolled_back")
+    document = {"time": "2026-01-03T03:04:05Z", **asdict(back)}
+    existing_run(run_id).json("gate/tiny-v1-2.json", document)
     _, page = page_of(write_report(run_id, tmp_path / "out", n_resamples=FEW))
     assert page.problems == []
     alts = [str(image["alt"]) for image in page.all("img")]
@@ -265,3 +309,4 @@ def test_example_images_and_decisions_of_the_gate_are_shown(
     assert len(set(sources)) == 3
     assert "tiny version 2 was refused, compared with version 1 on 160 images" in page.text
     assert "0.900 0.800 -0.120 -0.010 broken" in page.text
+    assert "tiny version 1 is the champion again, was version 2." in page.text

@@ -11,13 +11,21 @@ import pytest
 from report.samples import mask_of, shapes
 from safetensors.numpy import save_file
 
-from fairtune.fairness import paired_bootstrap
+from fairtune.fairness import get_objective, paired_bootstrap
 from fairtune.report.answer import verdict
 from fairtune.report.description import plain
 from fairtune.report.group_figures import reliability
 from fairtune.report.mask import Cell, _cells_by_size, place_of, read_shapes
+from fairtune.report.search_figures import parallel
 from fairtune.report.style import COLOURS, GRID, MAX_NAME, PAPER, SERIES, line_style, short
-from fairtune.report.trials import bit_effects, bits_on, component_of, pareto_front
+from fairtune.report.trials import (
+    FINISHED,
+    Trials,
+    bit_effects,
+    bits_on,
+    component_of,
+    pareto_front,
+)
 
 
 def test_the_front_is_what_no_point_beats() -> None:
@@ -47,6 +55,20 @@ def test_bits_are_counted_by_what_they_stand_for() -> None:
     assert component_of("blocks.03") == "block"
     assert component_of("blocks.03.attn.qkv") == "attn.qkv"
     assert component_of("patch_embed") == "patch_embed"
+
+
+def test_components_whose_names_begin_alike_have_an_axis_each() -> None:
+    names = ["downsample.0.weight", "downsample.1.weight", "downsample.1.bias"]
+    bits = pd.DataFrame([[1, 0, 1], [0, 1, 1], [1, 1, 0]], columns=[f"layer2.0.{n}" for n in names])
+    figures = {key: [0.7, 0.8, 0.9] for key in ("value", "auroc", "worst_group_auroc", "share")}
+    table = pd.DataFrame({**figures, "status": FINISHED, "learning_rate": [1e-3, 2e-3, 3e-3]})
+    drawing = parallel(Trials(table, bits, {}), get_objective("worst_group_auroc"))
+    (axes,) = drawing.figure.axes
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert len(set(labels)) == len(labels) == 7
+    assert labels[0] == "downsample.\n0.\nweight"
+    assert "log10\nlearning\nrate" in labels
+    assert all(name in drawing.alt for name in names)
 
 
 @pytest.mark.parametrize(
