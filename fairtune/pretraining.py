@@ -38,10 +38,12 @@ def pretrain(config: Config, source: str | None, output: Path) -> Pretrained:
     Raises
     ------
     InputError
-        No such folder, before any training; what `open_workspace` raises.
+        No such folder, or a folder of that name, before any training; what `open_workspace` raises.
     """
     if not output.absolute().parent.is_dir():
         raise InputError(f"no folder {output.absolute().parent} to write {output.name} into")
+    if output.is_dir():
+        raise InputError(f"{output} is a folder: --output names the file to write")
     workspace = open_workspace(config, source)
     seed = named_seed(config.seed, "pretrain")
     model = workspace.base.fresh(seed, from_scratch=True)

@@ -181,6 +181,13 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_are_not_trained_for_a_folder(tmp_path: Path) -> None:
+    config = str(ROOT / "configs" / "demo_pretrain.yaml")
+    result = run("pretrain", "--config", config, "--output", str(tmp_path))
+    assert result.exit_code == 2
+    assert result.stderr == f"fairtune: {tmp_path} is a folder: --output names the file to write\n"
+
+
 def test_spaces_are_listed_with_their_bits() -> None:
     result = run("spaces", "--config", str(ROOT / "configs" / "ham10000_age.yaml"))
     lines = {line.split()[0]: line for line in result.stdout.splitlines()}
