@@ -179,6 +179,17 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     InputError
         One line that names the file, the key, what is wrong, and the nearest known key.
     """
+    return parse_config(with_overrides(read_mapping(path), overrides), str(path))
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises
+    ------
+    InputError
+        One line: no such file (with its neighbours), not UTF-8, not YAML, not a mapping.
+    """
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
@@ -186,11 +197,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise InputError(f"no configuration file {path}{_neighbours(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a plain ValueError
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected a mapping of sections, found {type(raw).__name__}")
-    return parse_config(with_overrides(raw, overrides), str(path))
+    return raw
 
 
 def parse_config(raw: dict[str, Any], where: str) -> Config:
@@ -205,11 +216,7 @@ def with_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
     """Return a copy of a plain configuration with other values under dotted keys."""
     changed = copy.deepcopy(dict(raw))
     for key, value in values.items():
-        *parents, last = key.split(".")
-        section = changed
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[last] = value
+        _put(changed, str(key), value)
     return changed
 
 
@@ -246,16 +253,24 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise InputError(f"override {override!r} is not key=value, like train.epochs=3")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # a date that is none is a plain ValueError
         value = text
     if isinstance(value, str):
         value = _number(value)
-    *parents, last = key.strip().split(".")
+    try:
+        _put(raw, key.strip(), value)
+    except InputError as error:
+        raise InputError(f"override {override!r}: {error}") from None
+
+
+def _put(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set what stands under a dotted key, in place."""
+    *parents, last = key.split(".")
     section = raw
     for parent in parents:
         inner = section.setdefault(parent, {})
         if not isinstance(inner, dict):
-            raise InputError(f"override {override!r}: {parent} is a value, not a section")
+            raise InputError(f"{parent} is a value, not a section")
         section = inner
     section[last] = value
 

@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import click
@@ -151,3 +152,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and value != value else value
+
+
+def store_of(model: str) -> AbstractContextManager[None]:
+    """Make sure that the store answers, where a model comes from one."""
+    from fairtune.serving.loading import model_uri
+    from fairtune.tracking.runs import store_in_use
+
+    return store_in_use() if model_uri(model).startswith(("models:", "runs:")) else nullcontext()

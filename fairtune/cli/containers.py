@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fairtune.cli._common import CONTEXT, HOST, PORT, Command, option, print_result
+from fairtune.cli._common import CONTEXT, HOST, PORT, Command, option, print_result, store_of
 
 DEVICE = option(
     "--device",
@@ -67,4 +67,6 @@ def run(model: str, tag: str, host: str, port: int, device: str) -> None:
     """
     from fairtune.containers import run_image
 
-    sys.exit(run_image(model, tag=tag, host=host, port=port, device=device))
+    with store_of(model):
+        status = run_image(model, tag=tag, host=host, port=port, device=device)
+    sys.exit(status)

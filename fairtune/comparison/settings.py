@@ -12,7 +12,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fairtune.comparison.methods import FULL, SEARCHED, Method, method
-from fairtune.config import Config, load_config, parse_config, with_overrides, with_values
+from fairtune.config import (
+    Config,
+    load_config,
+    parse_config,
+    read_mapping,
+    with_overrides,
+    with_values,
+)
 from fairtune.data import DATASETS
 from fairtune.errors import InputError
 from fairtune.fairness import get_objective
@@ -184,24 +191,27 @@ def load_comparison(path: str | Path, overrides: tuple[str, ...] = ()) -> Compar
         One line: the file, the key, what is wrong.
     """
     path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict) or not isinstance(raw.get("tasks"), list):
-        raise InputError(f"{path}: a comparison needs `tasks`, a list, and `methods`")
+    raw = read_mapping(path)
+    if not isinstance(raw.get("tasks"), list) or not isinstance(raw.get("methods"), list):
+        raise InputError(f"{path}: a comparison needs `tasks` and `methods`, two lists")
     for task in raw["tasks"]:
         if not isinstance(task, dict) or not isinstance(task.get("config"), str):
             raise InputError(f"{path}: each task needs `config`, the path of a configuration")
-        own = task.pop("overrides", {}) or {}
+        where = f"{path}, task {task.get('name')!r}"
+        own = task.pop("overrides", None) or {}
+        if not isinstance(own, dict):
+            raise InputError(f"{where}: overrides are a mapping, such as {{train.epochs: 5}}")
         config = load_config(os.path.normpath(path.parent / task["config"]))
-        values = with_values(config.model_dump(mode="json", by_alias=True), own)
+        try:
+            values = with_values(config.model_dump(mode="json", by_alias=True), own)
+        except InputError as error:
+            raise InputError(f"{where}: overrides: {error}") from None
         task["config"] = with_overrides(values, overrides)  # the command line has the last word
-        parse_config(task["config"], f"{path}, task {task.get('name')!r}")
-    named = raw.get("methods") or []
-    raw["methods"] = [method(one).model_dump() for one in named]
+        parse_config(task["config"], where)
+    for one in raw["methods"]:
+        if not isinstance(one, str | dict):
+            raise InputError(f"{path}: a method is a name or a mapping, not {one!r}")
+    raw["methods"] = [method(one).model_dump() for one in raw["methods"]]
     return parse_comparison(raw, str(path))
 
 

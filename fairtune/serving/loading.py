@@ -15,11 +15,20 @@ def model_uri(target: str) -> str:
     """Complete a registered name: `name` means `models:/name@champion`, `name/3` version 3.
 
     A URI, and a path that exists, stay as they are.
+
+    Raises
+    ------
+    InputError
+        None of these.
     """
     if _URI.match(target) or Path(target).exists():
         return target
     if "@" in target or re.search(r"/\d+$", target):
         return f"models:/{target}"
+    if "/" in target:
+        raise InputError(
+            f"no model {target!r}: give NAME, NAME/VERSION, NAME@ALIAS, a model URI or a folder that exists"
+        )
     return f"models:/{target}@champion"
 
 

@@ -54,6 +54,9 @@ from fairtune.training import STRATEGIES, make_strategy
         ),
         ("[full, searched, {name: x, space: fullft}]", "", "'full' and 'x' are one method on task"),
         ("[full, searched]", "seed: 3", "seed"),
+        ("full", "", "`tasks` and `methods`, two lists"),
+        ("[3, full]", "", "a method is a name or a mapping, not 3"),
+        ("[full, [a]]", "", "a method is a name or a mapping, not ['a']"),
     ],
 )
 def test_wrong_settings_are_one_line(
@@ -63,6 +66,29 @@ def test_wrong_settings_are_one_line(
         load_comparison(tiny_file(methods, more))
     assert message in str(told.value)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("[train.epochs=5]", "task 't': overrides are a mapping, such as {train.epochs: 5}"),
+        ("{seed.x: 1}", "task 't': overrides: seed is a value, not a section"),
+        ("{3: 1}", "task 't': unknown key '3'"),
+        ("{data.options: 2020-13-45}", "is not YAML: month must be in 1..12"),
+    ],
+)
+def test_wrong_overrides_are_one_line(overrides: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "name: own\nmethods: [full, searched]\nseeds: [1]\n"
+        f"tasks: [{{name: t, config: tiny.yaml, overrides: {overrides}}}]"
+    )
+    (tmp_path / "tiny.yaml").write_text(tiny_config().to_yaml())
+    with pytest.raises(InputError) as told:
+        load_comparison(tmp_path / "own.yaml")
+    assert message in str(told.value)
+    (tmp_path / "own.yaml").write_bytes(b"name: \xff")
+    with pytest.raises(InputError, match="cannot read"):
+        load_comparison(tmp_path / "own.yaml")
 
 
 def test_the_command_line_has_the_last_word(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ class TestFolder:
         assert groups == {"none": 11, "None": 11}  # NA and null are empty cells
         assert manifest.classes == ("ill", "none")
         assert manifest.provenance["dropped"] == {"attribute missing": 26}
-        with pytest.raises(InputError, match="row 5, column 'years': is empty"):
+        with pytest.raises(InputError, match="row 3, column 'site': is empty"):
             load_dataset("folder", folder, **(options | {"missing": "fail"}))
 
     @pytest.mark.parametrize("empty", ["", "nan", "NaN", "n/a", "N/A", "#N/A", "<NA>", " "])

@@ -314,7 +314,9 @@ def test_ten_thousand_images_take_under_ten_seconds(store: MlflowClient, tmp_pat
 @pytest.mark.parametrize("command", [["promote", NAME, "--version", "1"],
                                      ["promote", NAME, "--rollback"],
                                      ["monitor", "--name", NAME, "--predictions", "none.csv"],
-                                     ["register", "abc", "--name", NAME]])  # fmt: skip
+                                     ["register", "abc", "--name", NAME],
+                                     ["predict", __file__, "--model", NAME],
+                                     ["serve", "--model", f"{NAME}/1"]])  # fmt: skip
 def test_a_store_that_does_not_answer_is_one_line(
     command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
