@@ -19,6 +19,7 @@ from torch import nn
 from fairtune.config import Config, DataConfig, parse_config
 from fairtune.data import Manifest, Store, load_dataset, open_store
 from fairtune.data.manifest import SPLITS
+from fairtune.data.references import common_window
 from fairtune.data.splits import k_folds
 from fairtune.errors import InputError
 from fairtune.fairness import get_objective
@@ -131,7 +132,11 @@ def open_outline(config: Config, source: str | None) -> Outline:
         options=model.options,
         seed=named_seed(config.seed, "base"),
     )
-    space.bit_names(base.model)  # a space that does not fit is refused before images are decoded
+    # What does not fit is refused before images are decoded.
+    if not space.bit_names(base.model):
+        space.mask(base.model, ())
+    if config.register_as.name is not None:
+        common_window(manifest.table["image"])
     _check_size(base, data.image_size)
     _check_recipe(base, config.train, manifest)
     return Outline(

@@ -36,3 +36,18 @@ def test_a_split_without_images_is_one_line(
     assert "Traceback" not in result.stderr
     if "search" in stops:
         assert mlflow.search_runs(search_all_experiments=True).empty  # refused before a run opens
+
+
+@pytest.mark.parametrize("command", [["search", "--dry-run"], ["search"], ["finetune"]])
+def test_a_fixed_mask_of_too_few_bits_is_refused_before_anything_runs(
+    command: list[str], mlflow_store: str, tmp_path: Path
+) -> None:
+    write_data(tmp_path)
+    config = tmp_path / "tiny.yaml"
+    config.write_text(tiny_config(search__space="auto_peft1:10").to_yaml())
+    result = CliRunner().invoke(
+        main, [*command, "--config", str(config), "--source", str(tmp_path)]
+    )
+    assert result.exit_code == 2
+    assert "has 6 bits" in result.stderr
+    assert mlflow.search_runs(search_all_experiments=True).empty

@@ -20,7 +20,7 @@ import os
 import re
 import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -36,6 +36,7 @@ from fairtune.data.images import (
     missing_extra,
     read_npy,
 )
+from fairtune.errors import InputError
 
 MEMBER = "::"
 MAX_BYTES = 1 << 30
@@ -65,6 +66,18 @@ class Reference:
             text = text[: match.start()]
         path, mark, member = text.partition(MEMBER)
         return cls(path, member if mark else None, window)
+
+
+def common_window(references: Iterable[str]) -> tuple[float, float] | None:
+    """Return the window of all these images; raises `InputError` where they have several."""
+    windows = {Reference.parse(reference).window for reference in references}
+    if len(windows) > 1:
+        told = ", ".join(sorted("none" if w is None else f"{w[0]:g},{w[1]:g}" for w in windows)[:5])
+        raise InputError(
+            f"the images are read through several windows ({told}), and a served model knows one: give "
+            "all the same, or do not register (register.name=null)"
+        )
+    return windows.pop() if windows else None
 
 
 def confined(root: Path, path: str, name: str) -> Path:

@@ -14,6 +14,7 @@ from mlflow.entities import Run
 from torch import nn
 
 from fairtune.config import Config, differing_keys, parse_config
+from fairtune.data.references import common_window
 from fairtune.errors import InputError
 from fairtune.fairness import Objective, get_objective
 from fairtune.interrupt import StopRequest
@@ -359,6 +360,7 @@ def register_version(
         std=workspace.spec.std,
         classes=workspace.manifest.classes,
         threshold=metrics.get("threshold"),
+        window=common_window(workspace.manifest.table["image"]),
         name=name,
     )
     description = (

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import numpy as np
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 from search.conftest import children
 from search.samples import tiny_config, write_data
 from search.test_whole_search import ONE_FINAL, only_search
@@ -16,7 +21,8 @@ import fairtune.search.search as search_module
 import fairtune.search.single as single_module
 from fairtune.cli.running import registered
 from fairtune.errors import InputError
-from fairtune.search.search import SearchOutcome
+from fairtune.interrupt import StopRequest
+from fairtune.search.search import SearchOutcome, search
 from fairtune.search.single import register_run
 
 Runner = Callable[..., SearchOutcome]
@@ -114,3 +120,28 @@ def test_a_run_is_registered_once_on_its_own_data_with_its_card(
     assert aliases("mine") == {"staging": "1"}
     with pytest.raises(InputError, match=r"is version 1 of 'mine' already"):
         register_run(run_id, "mine", source, alias=None)
+
+
+def test_a_registered_model_reads_images_through_the_window_of_training(
+    store: str, tmp_path: Path
+) -> None:
+    write_data(tmp_path)
+    pixels = np.load(tmp_path / "images.npy")
+    table = pd.read_csv(tmp_path / "manifest.csv")
+    for position, image in enumerate(pixels):
+        deep = image[..., 0].astype(np.uint16) * 4  # of 16 bits, of which ten are used
+        Image.fromarray(deep).save(tmp_path / f"{position}.png")
+    table["image"] = [f"{position}.png?window=200,900" for position in range(len(table))]
+    table.to_csv(tmp_path / "manifest.csv", index=False)
+    outcome = search(CONFIG, str(tmp_path), StopRequest())
+    model = mlflow.pyfunc.load_model("models:/tiny@champion")
+    kept = MlflowClient().download_artifacts(outcome.run_id, "predictions/test.parquet")
+    logged = pd.read_parquet(kept).head(4)
+    files = [(tmp_path / name.partition("?")[0]).read_bytes() for name in logged["image"]]
+    told = model.predict(pd.DataFrame({"image": [b64encode(data).decode() for data in files]}))
+    (_, positive) = [name for name in told.columns if name.startswith("probability_")]
+    np.testing.assert_allclose(told[positive], logged["probability_1"], atol=1e-4)
+    table.loc[3, "image"] = "3.png?window=0,900"
+    table.to_csv(tmp_path / "manifest.csv", index=False)
+    with pytest.raises(InputError, match=r"several windows \(0,900, 200,900\)"):
+        search(CONFIG, str(tmp_path), StopRequest())
