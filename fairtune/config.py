@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from yaml.constructor import ConstructorError
 
 from fairtune.errors import InputError
 from fairtune.search.settings import SearchSettings
@@ -192,16 +193,31 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        raw = _read_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"no configuration file {path}{_neighbours(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a plain ValueError
+    except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected a mapping of sections, found {type(raw).__name__}")
     return raw
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML; says where a value stands that cannot be made, like the date 2024-13-45."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            problem = f"{error}; quote it if it is a text"
+            raise ConstructorError(None, None, problem, node.start_mark) from None
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 def parse_config(raw: dict[str, Any], where: str) -> Config:
@@ -252,8 +268,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise InputError(f"override {override!r} is not key=value, like train.epochs=3")
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # a date that is none is a plain ValueError
+        value = _read_yaml(text)
+    except yaml.YAMLError:
         value = text
     if isinstance(value, str):
         value = _number(value)

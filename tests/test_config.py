@@ -55,6 +55,10 @@ def test_overrides_are_typed_and_nested(minimal: Path) -> None:
     assert config.data.attributes == ("sex", "age")
 
 
+def test_an_override_that_looks_like_a_date_and_is_none_is_a_text(minimal: Path) -> None:
+    assert load_config(minimal, ["register.name=2024-13-45"]).register_as.name == "2024-13-45"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -100,6 +104,8 @@ def test_a_missing_file_names_the_nearest(minimal: Path) -> None:
     ("text", "message"),
     [
         ("a: [1", "is not YAML"),
+        ("seed: 0\nname: 2024-13-45", "month must be in 1..12; quote it if it is a text"),
+        ("seed: 0\nname: 2024-13-45", "line 2, column 7"),
         ("- 1", "expected a mapping"),
         ("", "expected a mapping"),
         ("data: {name: x, attributes: []}\nmodel: {architecture: y}", "data.attributes"),
