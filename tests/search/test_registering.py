@@ -139,8 +139,9 @@ def test_a_registered_model_reads_images_through_the_window_of_training(
     logged = pd.read_parquet(kept).head(4)
     files = [(tmp_path / name.partition("?")[0]).read_bytes() for name in logged["image"]]
     told = model.predict(pd.DataFrame({"image": [b64encode(data).decode() for data in files]}))
+    assert told["error"].isna().all(), told
     (_, positive) = [name for name in told.columns if name.startswith("probability_")]
-    np.testing.assert_allclose(told[positive], logged["probability_1"], atol=1e-4)
+    np.testing.assert_allclose(told[positive].astype(float), logged["probability_1"], atol=1e-4)
     table.loc[3, "image"] = "3.png?window=0,900"
     table.to_csv(tmp_path / "manifest.csv", index=False)
     with pytest.raises(InputError, match=r"several windows \(0,900, 200,900\)"):
