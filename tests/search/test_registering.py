@@ -24,6 +24,7 @@ from fairtune.errors import InputError
 from fairtune.interrupt import StopRequest
 from fairtune.search.search import SearchOutcome, search
 from fairtune.search.single import register_run
+from fairtune.workspace import open_outline
 
 Runner = Callable[..., SearchOutcome]
 CONFIG = tiny_config(search__trials=1, search__final=ONE_FINAL, register={"name": "tiny"})
@@ -145,4 +146,4 @@ def test_a_registered_model_reads_images_through_the_window_of_training(
     table.loc[3, "image"] = "3.png?window=0,900"
     table.to_csv(tmp_path / "manifest.csv", index=False)
     with pytest.raises(InputError, match=r"several windows \(0,900, 200,900\)"):
-        search(CONFIG, str(tmp_path), StopRequest())
+        open_outline(CONFIG, str(tmp_path))
