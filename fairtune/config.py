@@ -306,7 +306,11 @@ def _neighbours(path: Path) -> str:
     return (
         f"; did you mean {near[0]}?"
         if near
-        else (f" (there are: {', '.join(known)})" if known else "")
+        else (
+            f" (there are: {', '.join(known)})"
+            if known
+            else "; give --config FILE, which `fairtune init` writes for your own images"
+        )
     )
 
 

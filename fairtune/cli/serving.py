@@ -21,10 +21,11 @@ def predict(images: tuple[Path, ...], model: str) -> None:
     Example:
       fairtune predict --model models:/fairtune-demo@champion image.png
     """
-    from fairtune.serving.client import predict_files
+    from fairtune.serving.client import image_files, predict_files
 
+    files = image_files(images)  # before a store is asked
     with store_of(model):
-        rows = predict_files(model, images)
+        rows = predict_files(model, files)
     for row in rows:
         click.echo(json.dumps(plain(row)))
     print_result(

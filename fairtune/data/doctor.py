@@ -154,6 +154,14 @@ def _splits(manifest: Manifest) -> Iterator[Finding]:
 
 
 def _groups(manifest: Manifest, least: int) -> Iterator[Finding]:
+    for column in manifest.attributes:
+        there = manifest.table[column].unique()
+        if len(there) == 1:
+            alone = (
+                f"{column}: all images are of the group {str(there[0])!r}, so nothing is compared"
+            )
+            advice = "give other edges, or judge by another column"
+            yield Finding("error", "attribute", f"{alone}; {advice}")
     counts = manifest.counts()
     for (split, attribute, group), cell in counts.groupby(
         ["split", "attribute", "group"], sort=False

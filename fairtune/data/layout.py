@@ -23,10 +23,11 @@ _JUNK = ("__MACOSX/", "._")  # what macOS adds to archives
 
 def download(source: Path | None, name: str, page: str) -> Path:
     """Return the folder of a download, or say where the data set is to be had."""
+    what = f"its official download ({page})" if page.startswith("http") else page
     if source is None:
-        raise InputError(f"data set {name!r} needs --source DIR, its official download ({page})")
+        raise InputError(f"data set {name!r} needs --source DIR, {what}")
     if not source.is_dir():
-        raise InputError(f"no folder {str(source)!r}; --source is the official download ({page})")
+        raise InputError(f"no folder {str(source)!r}; --source is {what}")
     return source.resolve()
 
 

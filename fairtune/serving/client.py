@@ -43,14 +43,9 @@ def predict_files(
     InputError
         No files, a file that cannot be read, no such model, no server, or a server that refuses.
     """
-    files = [Path(path) for path in paths]
-    if not files:
-        raise InputError("no image files given")
+    files = image_files(paths)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
-    for path in files:
-        if not path.is_file():
-            raise InputError(f"no image file {path}")
     over_http = target.startswith(("http://", "https://"))
     ask = _server(target, timeout) if over_http else _in_process(target)
     answers: list[Answer] = []
@@ -62,6 +57,17 @@ def predict_files(
             raise InputError(f"{target} gave {len(rows)} answers to {len(chunk)} images")
         answers += [{"image": str(path), **row} for path, row in zip(chunk, rows, strict=True)]
     return answers
+
+
+def image_files(paths: Sequence[str | Path]) -> list[Path]:
+    """Return the files; raises `InputError` where there is none, or one is not there."""
+    files = [Path(path) for path in paths]
+    if not files:
+        raise InputError("no image files given")
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"no image file {path}")
+    return files
 
 
 def _encode(path: Path) -> str:

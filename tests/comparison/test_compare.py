@@ -431,7 +431,7 @@ def test_the_command_stops_by_the_clock_and_goes_on(
     ("arguments", "message"),
     [
         ([], "give --config configs/compare/demo.yaml, say, or --resume RUN_ID"),
-        (["--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
+        (["--config", "nowhere.yaml"], "no configuration file nowhere.yaml"),
         (["--folds", "2"], "data.folds: Input should be greater than or equal to 3"),
         (["-o", "train.epoch=3"], "unknown key 'train.epoch'; did you mean 'epochs'?"),
         (["--seeds", "3"], "No such option"),

@@ -183,7 +183,7 @@ class TestFolder:
         [
             ({"image_column": "path"}, "no column 'path'"),
             ({"label_column": "dx"}, "no column 'dx'"),
-            ({"attributes": []}, "name one attribute at least .*columns: file"),
+            ({"attributes": []}, "name an attribute .*columns: file"),
             ({"attributes": ["sight"]}, "no column 'sight'"),
             ({"attributes": ["file"]}, "48 different values; give 'bins'"),
             ({"attributes": {"s": {"column": "site", "bins": [60]}}}, "'north' is not a number"),

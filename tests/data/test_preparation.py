@@ -211,6 +211,14 @@ def test_empty_group_and_empty_split(good: Manifest) -> None:
     assert "test has no image of yes" in [f.message for f in found(one_label, images=False)]
 
 
+def test_an_attribute_of_one_group_compares_nothing(good: Manifest) -> None:
+    table = good.table.assign(kind=pd.Categorical(["x"] * len(good.table)))
+    same = Manifest("same", table, good.attributes, good.classes, good.root)
+    (finding,) = found(same, images=False)
+    assert (finding.level, finding.check) == ("error", "attribute")
+    assert "all images are of the group 'x', so nothing is compared" in finding.message
+
+
 def test_patient_in_two_splits(good: Manifest) -> None:
     shared = changed(good, slice(80, 81), patient="p0")
     (finding,) = found(shared, images=False)

@@ -71,23 +71,17 @@ def folder(
         The folder that image references are relative to.
     table
         The table, relative to `source` or absolute.
-    image_column, label_column
-        Names of columns.
-    patient_column
-        Without it each image is taken for a patient of its own.
-    split_column
-        Without it the images are split by `ratios` and `seed`.
+    image_column, label_column, patient_column, split_column
+        Names of columns. Without one of patients each image is a patient of its own; without one of
+        splits the images are split by `ratios` and `seed`.
     attributes
-        Columns; or attribute names, each with its column or with `column`, `bins`, `names`,
-        `values`.
+        Columns; or names, each with its column or with `column`, `bins`, `names`, `values`.
     positive
         The label value or values of the positive class; all others are the negative one.
     classes
         The label values in the order of their numbers; others are refused.
-    ratios
-        Shares of train, val and test, where no column says which.
-    seed
-        Of that split.
+    ratios, seed
+        Shares of train, val and test, and the seed of that split.
     image_suffix
         What to append to the image column, such as ".jpg".
     missing
@@ -97,15 +91,14 @@ def folder(
     name
         What to call the data set.
     """
-    root = download(source, name, "your own folder of images")
+    root = download(source, name, "the folder of your images")
     read = read_table(root / table)
     frame = pd.DataFrame({"image": read.unique(image_column) + image_suffix})
     frame["label"], names = as_labels(read, label_column, positive, classes)
     frame["patient"] = read.text(patient_column) if patient_column else frame["image"]
     specs = attributes if isinstance(attributes, Mapping) else {name: name for name in attributes}
     if not specs:
-        columns = ", ".join(read.columns)
-        raise InputError(f"{read.path}: name one attribute at least (columns: {columns})")
+        raise InputError(f"{read.path}: name an attribute (columns: {', '.join(read.columns)})")
     keep = np.ones(len(frame), bool)
     for attribute, spec in specs.items():
         spec = Attribute(column=spec) if isinstance(spec, str) else spec
@@ -128,5 +121,5 @@ def _refuse_shared(read: Table, frame: pd.DataFrame, column: str) -> None:
     shared = patients_in_several(frame)
     if shared:
         row = int(np.flatnonzero(frame["patient"] == shared[0])[0])
-        what = f"patient {shared[0]!r} is in several splits ({len(shared)} such patients)"
-        raise read.error(row, column, what)
+        told = f"patient {shared[0]!r} is in several splits ({len(shared)} such patients)"
+        raise read.error(row, column, told)
