@@ -7,12 +7,11 @@ import logging
 import os
 import shlex
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import click
 
-from fairtune.errors import InputError
+from fairtune.errors import InputError, without_password
 
 F = TypeVar("F", bound=Callable[..., Any])
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
@@ -154,9 +153,24 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-def store_of(model: str) -> AbstractContextManager[None]:
-    """Make sure that the store answers, where a model comes from one."""
-    from fairtune.serving.loading import model_uri
-    from fairtune.tracking.runs import store_in_use
+def ask_store_of(model: str) -> None:
+    """Say in one line that the server does not answer which a model comes from.
 
-    return store_in_use() if model_uri(model).startswith(("models:", "runs:")) else nullcontext()
+    MLflow would try for minutes. A serving image has little more than MLflow's client.
+    """
+    import mlflow
+
+    from fairtune.serving.loading import model_uri
+    from fairtune.tracking.stores import ask_server
+
+    uri = mlflow.get_registry_uri()
+    if uri.startswith(("http://", "https://")) and model_uri(model).startswith(
+        ("models:", "runs:")
+    ):
+        try:
+            ask_server(uri)
+        except OSError as error:
+            where = without_password(uri)
+            raise InputError(
+                f"tracking store {where}: {error}; check MLFLOW_TRACKING_URI"
+            ) from None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fairtune.cli._common import CONTEXT, HOST, PORT, Command, option, print_result, store_of
+from fairtune.cli._common import CONTEXT, HOST, PORT, Command, ask_store_of, option, print_result
 
 DEVICE = option(
     "--device",
@@ -67,6 +67,5 @@ def run(model: str, tag: str, host: str, port: int, device: str) -> None:
     """
     from fairtune.containers import run_image
 
-    with store_of(model):
-        status = run_image(model, tag=tag, host=host, port=port, device=device)
-    sys.exit(status)
+    ask_store_of(model)
+    sys.exit(run_image(model, tag=tag, host=host, port=port, device=device))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from fairtune.cli._common import HOST, PORT, command, option, plain, print_result, store_of
+from fairtune.cli._common import HOST, PORT, ask_store_of, command, option, plain, print_result
 
 
 @command
@@ -24,8 +24,8 @@ def predict(images: tuple[Path, ...], model: str) -> None:
     from fairtune.serving.client import image_files, predict_files
 
     files = image_files(images)  # before a store is asked
-    with store_of(model):
-        rows = predict_files(model, files)
+    ask_store_of(model)
+    rows = predict_files(model, files)
     for row in rows:
         click.echo(json.dumps(plain(row)))
     print_result(
@@ -61,14 +61,14 @@ def serve(model: str, host: str, port: int, workers: int, body_limit: int, timeo
     """
     from fairtune.serving.server import serve as run_server
 
-    with store_of(model):
-        status = run_server(
-            model,
-            host=host,
-            port=port,
-            workers=workers,
-            body_limit=body_limit * 2**20,
-            memory_limit=8 * body_limit * 2**20,
-            request_timeout=timeout,
-        )
+    ask_store_of(model)
+    status = run_server(
+        model,
+        host=host,
+        port=port,
+        workers=workers,
+        body_limit=body_limit * 2**20,
+        memory_limit=8 * body_limit * 2**20,
+        request_timeout=timeout,
+    )
     sys.exit(status)

@@ -48,7 +48,6 @@ def download_model(target: str, folder: Path | None = None) -> Path:
         There is no such model, or it holds pickled data.
     """
     import mlflow
-    from mlflow.exceptions import MlflowException
 
     uri = model_uri(target)
     try:
@@ -57,8 +56,9 @@ def download_model(target: str, folder: Path | None = None) -> Path:
                 uri, dst_path=None if folder is None else str(folder)
             )
         )
-    except (MlflowException, OSError) as error:
-        reason = without_password(str(error).strip().splitlines()[0])
+    except Exception as error:  # a store raises nearly anything: of HTTP, of a database, of a disk
+        said = str(error).strip() or type(error).__name__
+        reason = without_password(said.splitlines()[0])
         where = without_password(mlflow.get_registry_uri())
         raise InputError(
             f"no model {uri!r} in {where}: {reason} (set MLFLOW_TRACKING_URI to the store that has "

@@ -10,9 +10,6 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from filelock import FileLock
-from mlflow.tracking import MlflowClient
-
 SQLITE = "sqlite:///"
 TRIES = 3
 TIMEOUT = 10.0
@@ -32,13 +29,17 @@ def prepare_store(uri: str) -> None:
         When a database cannot be opened.
     """
     if uri.startswith(("http://", "https://")):
-        _ask(uri)
+        ask_server(uri)
     elif uri.startswith(SQLITE):
+        from filelock import FileLock
+        from mlflow.tracking import MlflowClient
+
         with FileLock(_lock_path(Path(uri.removeprefix(SQLITE)).absolute())):
             MlflowClient(uri).search_experiments(max_results=1)
 
 
-def _ask(uri: str) -> None:
+def ask_server(uri: str) -> None:
+    """Raise `ConnectionError` where a tracking server does not answer, with no more than Python itself."""
     request = urllib.request.Request(f"{uri.rstrip('/')}/health")
     for attempt in range(TRIES):
         try:

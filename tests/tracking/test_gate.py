@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -326,6 +329,35 @@ def test_a_store_that_does_not_answer_is_one_line(
     assert (done.exit_code, done.stdout) == (2, "")
     assert "does not answer" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_model_is_not_looked_for_in_what_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_text("no database")
+    with mlflow_at(f"sqlite:///{tmp_path}/x.db"):
+        done = CliRunner().invoke(main, ["predict", __file__, "--model", NAME])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "file is not a database" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_serving_asks_for_no_more_than_its_image_has() -> None:
+    """A serving image has MLflow's client alone: deploy/serving.txt."""
+    lines = (Path(__file__).parents[2] / "deploy" / "serving.txt").read_text().splitlines()
+    there = {line for line in lines if line and not line.startswith("#")}
+    assert not there & {"sqlalchemy", "filelock", "mlflow"}
+    code = (
+        "import sys\n"
+        "for name in ('sqlalchemy', 'filelock', 'hyperopt', 'fairlearn', 'sklearn'):\n"
+        "    sys.modules[name] = None\n"
+        "from fairtune.cli import main\n"
+        "main(['serve', '--model', 'nobody'])"
+    )
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert "the server does not answer" in done.stderr, done.stderr
+    assert done.returncode == 2
 
 
 def test_what_the_store_refuses_is_not_taken_for_an_unknown_name(
